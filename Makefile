@@ -1,0 +1,60 @@
+# `make demo` and `make test` do all the set-up on a fresh clone; run again, they start at once.
+# A stamp in .venv says that a set-up was finished: `core` runs the library, `dev` also tests and lints it.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CORE   := $(VENV)/.installed-core
+DEV    := $(VENV)/.installed-dev
+LOG    := $(VENV)/install.log
+
+# Nothing here needs a model hub, and threads that fight over the cores make small models slower, not faster.
+OFFLINE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+
+.PHONY: help demo test lint format bench clean
+.DEFAULT_GOAL := help
+
+help:  ## show this text
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(CORE)  ## guided text from the bundled model, side by side at several strengths
+	@$(OFFLINE) $(BIN)/lmguide demo
+
+test: $(DEV)  ## all tests and doctests, offline (PYTEST_ADDOPTS="-k rules" runs a part)
+	@$(OFFLINE) $(BIN)/pytest -n 2
+
+lint: $(DEV)  ## ruff and mypy
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: $(DEV)  ## let ruff mend and lay out the code
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: $(CORE)  ## cost of guided generation relative to unguided
+	@$(OFFLINE) $(BIN)/python scripts/bench_huggingface.py
+
+clean:  ## remove .venv, caches and build leftovers
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(call install,WHAT): pip into the .venv, naming each package as it arrives. The stamp is removed first and made by pip's
+# success alone, so a set-up that failed or was interrupted is taken up again by the next `make`.
+define install
+	@rm -f $@
+	@echo "Setting up $(VENV); the first time takes a few minutes."
+	@{ $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '$(1)' 2>&1 && touch $@; } \
+	    | tee $(LOG) \
+	    | sed -n -E -e '/\.metadata/d' -e 's/ \(from .*//' -e 's/^Installing collected packages.*/  unpacking .../p' \
+	          -e 's,^ *(Downloading|Using cached|Processing) ([^ ]*/)?([^ /]*)-[^- ]*-[^- ]*-[^- ]*\.whl,  \3,p'
+	@test -e $@ || { tail -n 20 $(LOG); echo "The set-up failed. All that pip said is in $(LOG)."; exit 1; }
+endef
+
+# A .venv whose pip does not run is the rest of an interrupted set-up or of a removed Python: start it over.
+$(CORE): pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(call install,.)
+
+$(DEV): $(CORE)
+	$(call install,.[dev])

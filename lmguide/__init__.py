@@ -1,0 +1,48 @@
+"""lmguide: guidance for how language models decode.
+
+    import lmguide as lg
+    guided = lg.guide(model, lg.CFG(guidance_scale=1.5), tokenizer=tokenizer)
+    guided.generate(**inputs, negative_prompt="...")
+"""
+
+from lmguide.bundled import bundled
+from lmguide.contexts import (
+    DroppedBlocks,
+    EarlyLayers,
+    EmptyPrompt,
+    LastToken,
+    NegativePrompt,
+    OtherModel,
+    PromptPrefix,
+    RandomPrompt,
+    ShuffledPrompt,
+    Suffix,
+    WithoutContext,
+)
+from lmguide.gates import Calibrated, Divergence, Entropy, Interval, Period
+from lmguide.guidance import (
+    APG,
+    CAD,
+    CFG,
+    ICG,
+    PREADD,
+    TPG,
+    AutoGuidance,
+    Contrastive,
+    DExperts,
+    DivergenceDampedCFG,
+    DoLa,
+    Guidance,
+    PromptMixture,
+    ProxyTuning,
+    S2Guidance,
+    SelectiveCFG,
+    SuffixCFG,
+    TangentialCFG,
+    parse_guidance,
+)
+from lmguide.huggingface import decoding, guide
+from lmguide.schedules import Beta, Constant, Cosine, FromDivergence, Linear, Window
+
+
+__version__ = "0.1.0"

@@ -1,0 +1,44 @@
+"""Guidance methods: one frozen dataclass each, the same description for every engine."""
+
+from lmguide.guidance.base import GUIDANCE, Guidance, as_methods
+from lmguide.guidance.models import AutoGuidance, Contrastive, DExperts, ProxyTuning
+from lmguide.guidance.parsing import parse_guidance
+from lmguide.guidance.prompts import (
+    APG,
+    CAD,
+    CFG,
+    ICG,
+    PREADD,
+    TPG,
+    DivergenceDampedCFG,
+    PromptMixture,
+    SelectiveCFG,
+    SuffixCFG,
+    TangentialCFG,
+)
+from lmguide.guidance.self_contrast import DoLa, S2Guidance
+
+
+__all__ = [
+    "APG",
+    "CAD",
+    "CFG",
+    "GUIDANCE",
+    "ICG",
+    "PREADD",
+    "TPG",
+    "AutoGuidance",
+    "Contrastive",
+    "DExperts",
+    "DivergenceDampedCFG",
+    "DoLa",
+    "Guidance",
+    "PromptMixture",
+    "ProxyTuning",
+    "S2Guidance",
+    "SelectiveCFG",
+    "SuffixCFG",
+    "TangentialCFG",
+    "as_methods",
+    "parse_guidance",
+]

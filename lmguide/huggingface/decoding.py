@@ -1,0 +1,76 @@
+"""`decoding`: guidance as the `custom_generate=` argument of a plain model's own `generate()`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lmguide.guidance import Guidance, as_methods
+from lmguide.huggingface.run import Stats
+from lmguide.huggingface.view import for_call, guide
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class decoding:  # noqa: N801 - reads as a function where it is used, and keeps `stats`
+    """Guidance for `model.generate(..., custom_generate=lmguide.decoding(CFG(1.5)))`.
+
+    For code that already holds a `generate` call and cannot take a view. Transformers drops some arguments on the way to such a
+    callable: `streamer` and `tokenizer` (so stop strings), `assistant_model`, `synced_gpus`; and `negative_prompt_ids` goes to its
+    own processor. Where you need one of those use `lmguide.guide`, which loses nothing.
+
+    Args:
+        guidance: A method or several.
+        tokenizer: The model's tokenizer, where a method is given text or messages.
+
+    Attributes:
+        stats: What the last finished call did.
+
+    Example:
+        >>> import lmguide as lg
+        >>> model, tokenizer = lg.bundled("tales")
+        >>> inputs = tokenizer("A tale of the sea:", return_tensors="pt")
+        >>> door = lg.decoding(lg.CFG(3.0), tokenizer=tokenizer)
+        >>> output = model.generate(**inputs, max_new_tokens=20, custom_generate=door, negative_prompt="A tale of space:")
+        >>> door.stats.steps
+        20
+    """
+
+    def __init__(self, guidance: Guidance | Sequence[Guidance], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        self.methods = as_methods(guidance)
+        self.tokenizer = tokenizer
+        self.stats = Stats()
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        negative_prompt: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Decode, called by `generate` with everything it has prepared.
+
+        Raises:
+            ValueError: The mode cannot be guided, or `guidance_scale` was given to `generate` as well.
+        """
+        if generation_config.guidance_scale not in {None, 1, 1.0}:
+            raise ValueError("guidance_scale: given to generate() it would guide a second time. Give it to the method instead.")
+        view = guide(model, self.methods, self.tokenizer)
+        call = for_call(view, negative_prompt=negative_prompt)
+        loop = call._beam_search if generation_config.num_beams > 1 else call._sample
+        result = loop(
+            input_ids,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            **kwargs,
+        )
+        self.stats = call.stats
+        return result

@@ -1,0 +1,274 @@
+"""`guide`: a view of a model whose `generate()` is guided.
+
+The view is an object of a class made on the fly, below the model's own. It shares the model's modules and overrides the seams of
+transformers' generation loop: what goes into a forward pass and what comes out of it. The user's model is not touched.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable  # noqa: TC003 - transformers evaluates the annotations of model classes
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers import GenerationMixin, PreTrainedModel
+
+from lmguide.contexts import NegativePrompt
+from lmguide.guidance import Guidance, as_methods
+from lmguide.huggingface import refusals
+from lmguide.huggingface.run import Run, Stats
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from transformers import Cache, GenerationConfig, PreTrainedTokenizerBase
+    from transformers.generation.utils import GenerateOutput
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a view does: the model it looks at, the methods, and the tokenizer."""
+
+    model: PreTrainedModel
+    methods: tuple[Guidance, ...]
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+class GuidedModel(GenerationMixin):
+    """The seams. Mixed in before the model's own class; see `guide`.
+
+    Attributes:
+        stats: What the last finished `generate()` call did.
+    """
+
+    stats: Stats
+    _plan: Plan
+    _run: Run | None
+    _recorder: Callable[..., None] | None
+
+    def generate(  # type: ignore[override]
+        self,
+        inputs: Tensor | None = None,
+        *args: Any,
+        negative_prompt: Any = None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        guidance_scale: float | Sequence[float] | None = None,
+        **kwargs: Any,
+    ) -> GenerateOutput | Tensor:
+        """Transformers' `generate`, guided. Takes everything it takes, and:
+
+        Args:
+            inputs: The prompt, as transformers takes it.
+            *args: Further positional arguments of transformers' `generate`.
+            negative_prompt: Text, chat messages or ids, for all prompts or one per prompt; instead of the method's own.
+            negative_prompt_ids: Token ids `[P]`, `[1, P]` or `[B, P]` instead.
+            negative_prompt_attention_mask: Their mask, same shape; without it leading padding is inferred where it can be.
+            guidance_scale: A strength, or one per prompt, instead of the method's own.
+            **kwargs: Further arguments of transformers' `generate`.
+
+        Returns:
+            What transformers' `generate` returns. `scores` and `logits`, if asked for, are guided log-probabilities;
+            `past_key_values` is the conditional's own cache.
+
+        Raises:
+            ValueError: An argument is wrong, or the model or mode cannot be guided exactly; it is named.
+        """
+        refusals.check_call(self, inputs, kwargs)
+        call = for_call(self, guidance_scale, negative_prompt, negative_prompt_ids, negative_prompt_attention_mask)
+        result = super(GuidedModel, call).generate(inputs, *args, **kwargs)
+        self.stats = call.stats
+        return cast("GenerateOutput | Tensor", result)
+
+    def __call__(self, *args: Any, guided: Any = None, **kwargs: Any) -> Any:
+        """The model's forward pass; guided only where the generation loop asks for it."""
+        return self._forward(self._plan.model, *args, guided=guided, **kwargs)
+
+    def _forward(self, call: Callable[..., Any], *args: Any, guided: Any = None, **kwargs: Any) -> Any:
+        if guided is not None and self._run is not None:
+            return self._run.forward(call, guided, kwargs)
+        if self._run is not None and self._run.plain and self._run.sources.hidden_states:
+            kwargs["output_hidden_states"] = True
+        return call(*args, **kwargs)
+
+    def get_compiled_call(self, compile_config: Any) -> Callable[..., Any]:
+        """The model's own compiled forward, guided around it."""
+        return functools.partial(self._forward, self._plan.model.get_compiled_call(compile_config))
+
+    def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: GenerationConfig) -> bool:
+        arguments = model_kwargs if self._run is None else self._run.compile_arguments(model_kwargs)
+        return bool(super()._valid_auto_compile_criteria(arguments, generation_config))
+
+    def _prepare_text_encoder_decoder_kwargs_for_generation(
+        self, inputs_tensor: Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        if self._run is not None and not inputs_tensor.is_floating_point():
+            self._run.encoder_input = (inputs_tensor, model_kwargs.get("attention_mask"))
+        return super()._prepare_text_encoder_decoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
+
+    def _prefill(
+        self, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        run = self._run
+        if run is None or not run.prefills_alone():
+            return super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+        with run.as_plain():
+            outputs = super()._prefill(input_ids, generation_config, model_kwargs, *args, **kwargs)
+        return run.after_prefill(outputs, input_ids, model_kwargs)
+
+    def _reorder_cache(self, cache: Cache, beam_idx: Tensor) -> Cache:
+        order = beam_idx if self._run is None else self._run.reorder(cache, beam_idx)
+        if hasattr(super(), "_reorder_cache"):
+            return cast("Cache", super()._reorder_cache(cache, order))  # type: ignore[misc]
+        cache.reorder_cache(order)
+        return cache
+
+    def _decode(self, loop: Callable[..., Any], input_ids: Tensor, assisted: bool, kwargs: dict[str, Any]) -> Any:
+        run = self._run
+        if run is None:
+            return loop(input_ids, **kwargs)
+        config = kwargs["generation_config"]
+        refusals.check_mode(config)
+        with torch.no_grad():
+            kwargs = run.begin(cast("PreTrainedModel", self), input_ids, config, kwargs, assisted)
+            try:
+                return loop(input_ids, **kwargs)
+            finally:
+                run.end()
+
+    @functools.wraps(GenerationMixin._sample)
+    def _sample(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._decode(functools.partial(super()._sample), input_ids, False, kwargs)
+
+    @functools.wraps(GenerationMixin._beam_search)
+    def _beam_search(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._decode(super()._beam_search, input_ids, False, kwargs)
+
+    @functools.wraps(GenerationMixin._assisted_decoding)
+    def _assisted_decoding(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._decode(super()._assisted_decoding, input_ids, True, kwargs)
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: requests of a continuous batch cannot see each other's logits."""
+        raise ValueError(refusals.CONTINUOUS_BATCHING)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: requests of a continuous batch cannot see each other's logits."""
+        raise ValueError(refusals.CONTINUOUS_BATCHING)
+
+
+def guide(
+    model: PreTrainedModel, guidance: Guidance | Sequence[Guidance], tokenizer: PreTrainedTokenizerBase | None = None
+) -> GuidedModel:
+    """A view of a model whose `generate()` is guided; the model itself is not touched.
+
+    Everything transformers' `generate` does goes on working: sampling, beams, several returned sequences, streamers, stop strings,
+    static caches, prompt lookup, assistant models, other processors. All contexts of the model run as one batched forward per step.
+    With every strength at `off` the view runs the plain model, bit for bit and without a further forward.
+
+    Args:
+        model: A causal language model or encoder-decoder of transformers, or a PEFT model around one.
+        guidance: A method such as `CFG(1.5)`, or several, whose effects add up.
+        tokenizer: The model's tokenizer; needed where a method is given text or messages, and it gives chat models their
+            default negative prompt.
+
+    Returns:
+        The view: `isinstance(view, type(model))`. A plain `view(input_ids)` is unguided.
+
+    Raises:
+        TypeError: Not a model of transformers, or no guidance.
+        ValueError: A model that cannot be guided exactly here, with what to do instead.
+
+    Example:
+        >>> import lmguide as lg
+        >>> model, tokenizer = lg.bundled("tales")
+        >>> guided = lg.guide(model, lg.CFG(guidance_scale=3.0), tokenizer=tokenizer)
+        >>> inputs = tokenizer("A tale of the sea:", return_tensors="pt")
+        >>> output = guided.generate(**inputs, max_new_tokens=40, do_sample=False)
+        >>> guided.stats.steps > 0
+        True
+    """
+    methods = as_methods(guidance)
+    model = refusals.check_model(model)
+    view = cast("GuidedModel", object.__new__(_view_class(type(model))))
+    view.__dict__.update(model.__dict__)
+    view._plan = Plan(model, methods, tokenizer)
+    view._run = None
+    view._recorder = None
+    view.stats = Stats()
+    return view
+
+
+@functools.lru_cache(maxsize=None)
+def _view_class(cls: type[PreTrainedModel]) -> type[GuidedModel]:
+    """The class of the views of a model class. It keeps the name, which transformers looks at."""
+    prepare_inputs = cls.prepare_inputs_for_generation
+
+    @functools.wraps(prepare_inputs)  # generate() inspects the signature
+    def prepare_inputs_for_generation(
+        self: Any, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        own = functools.partial(prepare_inputs, self)
+        if self._run is None or self._run.plain:
+            return own(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+        return cast("dict[str, Any]", self._run.prepare(own, input_ids, next_sequence_length, kwargs))
+
+    namespace = {"__module__": cls.__module__, "prepare_inputs_for_generation": prepare_inputs_for_generation}
+    return type(cls.__name__, (GuidedModel, cls), namespace)
+
+
+def for_call(
+    view: GuidedModel,
+    guidance_scale: float | Sequence[float] | None = None,
+    negative_prompt: Any = None,
+    negative_prompt_ids: Tensor | None = None,
+    negative_prompt_attention_mask: Tensor | None = None,
+) -> GuidedModel:
+    """A copy of a view for one call, which holds the state of that call alone: calls may nest or run in threads.
+
+    The arguments are those of `GuidedModel.generate`. Without an enabled method the copy runs the plain model.
+    """
+    plan = _at_call(view._plan, guidance_scale)
+    negative = _negative(plan, negative_prompt, negative_prompt_ids, negative_prompt_attention_mask)
+    enabled = tuple(method for method in plan.methods if method.enabled)
+    call = cast("GuidedModel", object.__new__(type(view)))
+    call.__dict__.update(view.__dict__)
+    call._plan = replace(plan, methods=enabled)
+    call._run = Run(call._plan, negative, view._recorder) if enabled else None
+    call.stats = Stats() if call._run is None else call._run.stats
+    return call
+
+
+def _at_call(plan: Plan, guidance_scale: float | Sequence[float] | None) -> Plan:
+    """The plan with the strength given to `generate`."""
+    if guidance_scale is None:
+        return plan
+    scale = guidance_scale.tolist() if isinstance(guidance_scale, torch.Tensor) else guidance_scale
+    scale = tuple(scale) if isinstance(scale, list | tuple) else scale
+    methods = list(plan.methods)
+    for index, method in enumerate(methods):
+        if method.strength_field == "guidance_scale":
+            methods[index] = replace(method, guidance_scale=scale)  # type: ignore[call-arg]
+            return replace(plan, methods=tuple(methods))
+    raise ValueError("guidance_scale: none of the methods has a guidance scale. Set the strength on the method itself.")
+
+
+def _negative(plan: Plan, prompt: Any, ids: Tensor | None, mask: Tensor | None) -> dict[str, Any] | None:
+    """The negative prompt given to `generate`, as arguments of `RowBuilder.negative`."""
+    if prompt is None and ids is None:
+        if mask is not None:
+            raise ValueError("negative_prompt_attention_mask: given without negative_prompt_ids. Pass both or neither.")
+        return None
+    if prompt is not None and ids is not None:
+        raise ValueError("negative_prompt and negative_prompt_ids: expected one of them, got both. Pass one.")
+    takers = [c for method in plan.methods for c in method.sources().values() if isinstance(c, NegativePrompt)]
+    if not takers:
+        raise ValueError("negative_prompt: none of the methods has one. Add CFG or another method with a negative prompt.")
+    if ids is not None:
+        return {"prompt": ids, "mask": mask, "argument": "negative_prompt_ids"}
+    if mask is not None:
+        raise ValueError("negative_prompt_attention_mask: goes with negative_prompt_ids, not with negative_prompt.")
+    return {"prompt": prompt}

@@ -1,0 +1,108 @@
+"""One guided decoding step, the same for every engine: rules where gates are open, at scheduled strength, renormalised once.
+
+It knows log-probabilities, not models: whoever calls it says how to get a method's other sources, and is asked only if needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmguide import rules
+from lmguide.measures import kl_divergence
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmguide.guidance import Guidance
+    from lmguide.rules import Scale
+    from lmguide.schedules import Progress
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The result of a step.
+
+    Attributes:
+        scores: Normalised log-probabilities `[B, V]`.
+        open: Rows `[B]` on which some method applied.
+    """
+
+    scores: Tensor
+    open: Tensor
+
+
+def guided_step(
+    cond: Tensor,
+    methods: Sequence[Guidance],
+    strengths: Sequence[Scale],
+    fetch: Callable[[int], Mapping[str, Tensor]],
+    progress: Progress,
+    live: Tensor | None = None,
+) -> Guided:
+    """Combine the sources of one decoding step.
+
+    With methods `m` open on a row, `score = c + sum_m (rule_m(c, sources_m) - c)`; with one method that is its rule's result, bit
+    for bit. Closed rows keep the conditional. The scores are renormalised once.
+
+    Args:
+        cond: Conditional log-probabilities `[B, V]`, float32.
+        methods: The methods.
+        strengths: The strength of each, a number or `[B]`, before its schedule.
+        fetch: Gives the log-probabilities `[B, V]` of the other sources of method number `i` by name. Called at most once for
+            each method, and not at all where the gate is closed on every live row or the schedule has the method off.
+        progress: The step and how many there will be.
+        live: Rows `[B]` still being decoded; finished ones open no gate. `None` is all.
+
+    Returns:
+        The scores and the rows on which some method applied.
+    """
+    applied = torch.zeros(cond.shape[:-1], dtype=torch.bool, device=cond.device)
+    guided: list[Tensor] = []
+    for index, (method, strength) in enumerate(zip(methods, strengths, strict=True)):
+        gate, schedule = method.when(), method.schedule
+        weight: float | Tensor = 1.0
+        if schedule is not None and not schedule.needs_divergence and (weight := schedule.weight(progress)) == 0:
+            continue
+        opened = None
+        if gate is not None and not gate.needs_uncond:
+            opened = gate.open(cond, progress) if live is None else gate.open(cond, progress) & live
+            if not opened.any():
+                continue
+        sources = fetch(index)
+        first = next(iter(sources.values()))
+        if gate is not None and gate.needs_uncond:
+            opened = gate.open(cond, progress, first)
+        if schedule is not None and schedule.needs_divergence:
+            weight = schedule.weight_from(kl_divergence(cond, first))
+        scores = method.combine(cond, sources, scheduled(strength, method.off, weight))
+        if opened is not None:
+            scores = torch.where(opened[..., None], scores, cond)
+        applied |= True if opened is None else opened
+        guided.append(scores)
+    return Guided(rules.normalize(_sum(cond, guided)), applied)
+
+
+def scheduled(strength: Scale, off: float, weight: Scale) -> Scale:
+    """The strength at a moment: `off + (strength - off) * weight`; weight 1 gives `strength` bit for bit."""
+    if isinstance(weight, float) and weight == 1:
+        return strength
+    return off + (strength - off) * weight
+
+
+def _sum(cond: Tensor, guided: Sequence[Tensor]) -> Tensor:
+    """`c + sum (g - c)`, minus infinity where any term is."""
+    if not guided:
+        return cond
+    if len(guided) == 1:
+        return guided[0]
+    total = cond
+    excluded = torch.isneginf(cond)
+    for scores in guided:
+        excluded = excluded | torch.isneginf(scores)
+        total = total + (scores - cond)
+    return total.masked_fill(excluded, -torch.inf)
