@@ -43,7 +43,7 @@ clean:  ## remove .venv, caches and build leftovers
 # success alone, so a set-up that failed or was interrupted is taken up again by the next `make`.
 define install
 	@rm -f $@
-	@echo "Setting up $(VENV); the first time takes a few minutes."
+	@echo "Installing $(1) into $(VENV); the first time takes a few minutes."
 	@{ $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '$(1)' 2>&1 && touch $@; } \
 	    | tee $(LOG) \
 	    | sed -n -E -e '/\.metadata/d' -e 's/ \(from .*//' -e 's/^Installing collected packages.*/  unpacking .../p' \

@@ -42,7 +42,16 @@ from lmguide.guidance import (
     parse_guidance,
 )
 from lmguide.huggingface import decoding, guide
+from lmguide.processors import (
+    CFGLogitsProcessor,
+    ContrastiveLogitsProcessor,
+    DoLaLogitsProcessor,
+    GuidanceLogitsProcessor,
+    SelectiveCFGLogitsProcessor,
+    SuffixCFGLogitsProcessor,
+)
 from lmguide.schedules import Beta, Constant, Cosine, FromDivergence, Linear, Window
+from lmguide.trace import Trace, trace
 
 
 __version__ = "0.1.0"

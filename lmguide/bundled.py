@@ -45,10 +45,10 @@ def bundled(name: str = "tales", dtype: torch.dtype = torch.float32) -> tuple[Pr
     folder = MODELS / name
     bar = logging.is_progress_bar_enabled()
     # Half a megabyte needs no "Loading weights" bar.
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     finally:
         if bar:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()
     return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -29,11 +29,11 @@ _GRID: dict[Statistic, tuple[float, ...]] = {
     "negative_entropy": tuple(-k / 100 for k in range(1251)),
 }
 
-# Where a walk over the conditional loss may begin. From the top alone it would never get going: hardly any record is that
-# confident, and the loss among so few cannot be bounded.
+# Where a walk over the conditional loss may begin. From the top alone it would never get going: hardly any record is
+# that confident, and the loss among so few cannot be bounded.
 _STARTS: dict[Statistic, tuple[float, ...]] = {
-    "max_probability": (1.0, 0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5),
-    "negative_entropy": (0.0, -0.05, -0.2, -0.5, -1.0, -1.5, -2.0, -3.0),
+    "max_probability": (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2),
+    "negative_entropy": (-0.01, -0.05, -0.1, -0.2, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0),
 }
 
 _RANGE: dict[Statistic, tuple[float, float]] = {"max_probability": (0.0, 1.0), "negative_entropy": (-math.inf, 0.0)}
@@ -124,14 +124,16 @@ class CalibrationReport:
             loss_among_skipped=lost / len(skipped) if skipped else 0.0,
             alpha=gate.alpha,
             delta=gate.delta,
-            never_skips=gate.threshold >= _NEVER_SKIP[gate.statistic],
+            never_skips=gate.threshold > _RANGE[gate.statistic][1],
         )
 
     def __str__(self) -> str:
+        if self.never_skips and self.alpha is None:
+            return f"Guidance is never skipped: no confidence reaches {self.threshold:g}."
         if self.never_skips:
             return (
-                f"No threshold could be shown to lose at most {self.alpha} with {self.records} records, so guidance is "
-                "never skipped. Give more records, or allow a larger alpha or delta."
+                f"Guidance is never skipped: no threshold could be shown to lose at most {self.alpha:g}. "
+                f"Give more than {self.records} records, or allow a larger alpha or delta."
             )
         return (
             f"Guidance is skipped where the confidence reaches {self.threshold:g}: on {self.skipped:.1%} of "
@@ -157,9 +159,8 @@ def calibrate(
     downwards, the hypothesis "the loss exceeds alpha" is tested with the exact binomial p-value, and the walk ends at
     the first one that is not rejected. With ``conditional`` the loss is the one among the skipped records only,
     ``P(lost | confidence >= λ)``, as in accumulated accuracy gap control (Ringel et al., "Early Time Classification
-    with Accumulated Accuracy Gap Control", arXiv 2402.00857); the walk then begins anew at each of eight fixed
-    thresholds, each with an eighth of ``delta``, since the loss among very few records cannot be bounded. The bound
-    then holds for every accepted threshold at once.
+    with Accumulated Accuracy Gap Control", arXiv 2402.00857). The loss among very few records cannot be bounded, so
+    this walk begins at each of ten fixed thresholds, each with a tenth of ``delta``; it needs more records.
 
     Args:
         records: At least one record, independent of each other.
@@ -181,12 +182,12 @@ def calibrate(
 
         >>> records = [Record(k / 1000, True, k >= 500) for k in range(1000)]
         >>> calibrate(records, alpha=0.05, delta=0.1)
-        Calibrated(threshold=0.458, statistic='max_probability', alpha=0.05, delta=0.1)
+        Calibrated(threshold=0.46, statistic='max_probability', alpha=0.05, delta=0.1)
     """
     check_statistic(statistic)
     _check_records(records)
     for argument, value in (("alpha", alpha), ("delta", delta)):
-        check_number(argument, value, "Use 0.05 for one in twenty.", above=0, most=math.nextafter(1, 0))
+        check_number(argument, value, "Use 0.05 for one in twenty.", above=0, below=1)
     lowest, highest = _RANGE[statistic]
     for record in records:
         if not lowest - _ROUNDING <= record.confidence <= highest + _ROUNDING:
@@ -199,15 +200,15 @@ def calibrate(
     level = delta / len(starts)
     accepted = _NEVER_SKIP[statistic]
     walking = False
-    seen: tuple[int, int] | None = None
+    tested: tuple[int, int] | None = None
     rejected = False
     for threshold, skipped, lost in _walk(records, statistic):
-        walking = walking or threshold in starts
-        if not walking:
+        if not (walking or threshold in starts):
             continue
-        if (skipped, lost) != seen:  # The same counts give the same test, and most steps of the grid pass no record.
-            seen = skipped, lost
-            rejected = binomial_tail(lost, skipped if conditional else len(records), alpha) <= level
+        counts = lost, skipped if conditional else len(records)
+        if counts != tested:  # The same counts give the same test, and most steps of the grid pass no lost record.
+            tested = counts
+            rejected = binomial_tail(*counts, alpha) <= level
         if rejected:
             accepted = threshold
         walking = rejected

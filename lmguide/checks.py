@@ -13,6 +13,7 @@ def check_number(
     least: float = -math.inf,
     most: float = math.inf,
     above: float = -math.inf,
+    below: float = math.inf,
 ) -> None:
     """Refuse what is not a finite number in the range.
 
@@ -23,6 +24,7 @@ def check_number(
         least: Smallest value allowed.
         most: Largest value allowed.
         above: The value must be larger than this.
+        below: The value must be smaller than this.
 
     Raises:
         TypeError: not a number; a bool is not one.
@@ -36,13 +38,13 @@ def check_number(
     """
     bounds = [
         f"{word} {bound:g}"
-        for word, bound in (("above", above), ("at least", least), ("at most", most))
+        for word, bound in (("above", above), ("at least", least), ("below", below), ("at most", most))
         if math.isfinite(bound)
     ]
     expected = " ".join(["a finite number", " and ".join(bounds)]).rstrip()
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{argument}: expected {expected}, got {value!r}. {cure}")
-    if not (math.isfinite(value) and least <= value <= most and value > above):
+    if not (math.isfinite(value) and least <= value <= most and above < value < below):
         raise ValueError(f"{argument}: expected {expected}, got {value}. {cure}")
 
 

@@ -218,8 +218,11 @@ class Beta(Schedule):
         """The hump at this step."""
         f, flat = progress.fraction, self.a == 1 and self.b == 1
         mode = 0.0 if flat else (self.a - 1) / (self.a + self.b - 2)
-        # One quotient for each factor: the density itself underflows for large a and b.
-        return float(_power(f, mode, self.a - 1) * _power(1 - f, 1 - mode, self.b - 1))
+        return math.exp(self._log_density(f) - self._log_density(mode))
+
+    def _log_density(self, f: float) -> float:
+        """Up to a constant; in logs, since the powers overflow for large a and b."""
+        return _times_log(self.a - 1, f) + _times_log(self.b - 1, 1 - f)
 
 
 @SCHEDULES.register("from_divergence")
@@ -320,6 +323,8 @@ def _check_weights(first: float, last: float) -> None:
         check_number(argument, weight, "1 is full strength and 0 is off.")
 
 
-def _power(value: float, peak: float, exponent: float) -> float:
-    """``(value / peak) ** exponent``, 1 where the factor is constant."""
-    return 1.0 if exponent == 0 else (value / peak) ** exponent
+def _times_log(factor: float, value: float) -> float:
+    """``factor · log(value)``, 0 where the factor is."""
+    if factor == 0:
+        return 0.0
+    return factor * math.log(value) if value > 0 else -math.inf

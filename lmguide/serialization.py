@@ -5,6 +5,7 @@ Generic: it reads the fields and type hints of whatever dataclass it is given an
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import difflib
 import math
@@ -215,14 +216,18 @@ def _build(cls: type[Any], data: Mapping[str, Any]) -> object:
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    """Type hints by field. A name that only type checkers know becomes a class that no JSON value is one of."""
+    """Type hints by field.
+
+    A name that only type checkers import is a container of the standard library, or else becomes a class that no JSON
+    value is an instance of.
+    """
     unknown: dict[str, Any] = {}
     while True:
         try:
             return get_type_hints(cls, localns=unknown)
         except NameError as error:
             name = str(error.name)
-            unknown[name] = type(name, (), {})
+            unknown[name] = getattr(collections.abc, name, None) or type(name, (), {})
 
 
 class _Mismatch(ValueError):

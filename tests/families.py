@@ -111,7 +111,7 @@ FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
             "d_kv": 8,
             "d_ff": 64,
             "num_layers": 2,
-            "num_decoder_layers": 3,
+            "num_decoder_layers": 2,
             "num_heads": 4,
             "initializer_factor": 6.0,
             "decoder_start_token_id": 0,

@@ -87,7 +87,7 @@ class Run:
         self._stacking = bool(self.sources.stacked) and self._can_stack(cache, arguments)
         if self._stacking and self.plan.model.config.is_encoder_decoder:
             self.stack = EncoderStack.of([self.sources.encoded(arguments), *self.sources.encoded_stack()])
-            if isinstance(cache, EncoderDecoderCache) and isinstance(cache.self_attention_cache, StaticCache):
+            if _is_static(cache):
                 arguments[name] = view._prepare_static_cache(
                     config.cache_implementation,
                     self.batch * self.stack.blocks,
@@ -95,10 +95,24 @@ class Run:
                     None,
                     {"encoder_outputs": (self.stack.hidden,)},
                 )
+        elif self.sources.longest_suffix and _is_static(cache):
+            arguments[name] = self._with_room(view, cache, arguments)
         elif self._stacking and isinstance(cache, StaticCache):
             self._static = cache
             arguments[name] = DynamicCache(config=view.config.get_text_config(decoder=True))
         return arguments
+
+    def _with_room(self, view: PreTrainedModel, cache: Cache, arguments: dict[str, Any]) -> Cache:
+        """A static cache that holds the suffixes too, which run behind the last token."""
+        if getattr(cache, "_is_user_defined", False):
+            raise ValueError(
+                "past_key_values: a suffix needs room behind the answer, which a static cache of your own may lack. "
+                "Use cache_implementation='static' instead."
+            )
+        longest = self.config.max_length - 1 + self.sources.longest_suffix
+        implementation = self.config.cache_implementation
+        static: Cache = view._prepare_static_cache(implementation, self.batch, longest, None, arguments)
+        return static
 
     def end(self) -> None:
         """Close the books, and leave a cache that outlives the call with the conditional's rows alone."""
@@ -182,6 +196,7 @@ class Run:
         total = self.config.max_length - self.prompt_length
         live = self._live(generated)
         guided = []
+        applied = False
         for place in range(scored):
             progress = Progress(generated.shape[1] - scored + 1 + place, total)
 
@@ -189,10 +204,11 @@ class Run:
                 return {name: self.sources.scores(source)[:, place] for name, source in self.sources.wiring[index].items()}
 
             result = guided_step(cond[:, place], self.plan.methods, self.strengths, fetch, progress, live)
-            self._fired += result.open.any()
+            applied = applied | result.open.any()
             if self.recorder is not None:
                 self.recorder(cond[:, place], result.scores, result.open, progress)
             guided.append(result.scores)
+        self._fired += applied  # read at the end of the call, so that a step does not wait for the device
         return torch.stack(guided, 1)
 
     def _live(self, generated: Tensor) -> Tensor | None:
@@ -203,7 +219,7 @@ class Run:
 
     def _can_stack(self, cache: Cache | None, arguments: Mapping[str, Any]) -> bool:
         """Whether the sources can share a cache with the conditional and give the same numbers as apart."""
-        if cache is None or not arguments.get("use_cache") or self.sources.suffixes:
+        if cache is None or not arguments.get("use_cache") or self.sources.longest_suffix:
             return False
         config = self.plan.model.config.get_text_config(decoder=True)
         rope = getattr(config, "rope_parameters", None) or {}
@@ -256,3 +272,7 @@ class Run:
         if self._static is None:
             return arguments
         return {**arguments, caches.cache_name(self.plan.model): self._static}
+
+
+def _is_static(cache: Cache | None) -> bool:
+    return isinstance(caches.parts(cache)[0] if cache is not None else None, StaticCache)

@@ -12,9 +12,10 @@ from transformers.modeling_outputs import BaseModelOutput
 from lmguide import contexts
 from lmguide.schedules import Progress
 from lmguide.sources import caches
+from lmguide.sources.binding import bind
 from lmguide.sources.branch import Branch, forward
-from lmguide.sources.layers import candidate_layers, early_logits, without_blocks
-from lmguide.sources.models import fitted, resolve
+from lmguide.sources.layers import candidate_layers, early_logits
+from lmguide.sources.models import fitted
 from lmguide.sources.rows import RowBuilder, Rows, pack
 
 
@@ -101,22 +102,13 @@ class Sources:
         self._suffix_ids: dict[int, Tensor] = {}
         self._layers: dict[int, tuple[int, ...]] = {}
         for index, context in enumerate(self.found):
-            model = self.model
-            match context:
-                case contexts.Suffix():
-                    self._suffix_ids[index] = builder.suffix(context).ids
-                    continue
-                case contexts.EarlyLayers():
-                    self._layers[index] = candidate_layers(context, model)
-                    continue
-                case contexts.OtherModel():
-                    model, rows = resolve(context, model, run.plan.tokenizer), builder.whole_prompt(context)
-                case contexts.DroppedBlocks():
-                    model, rows = without_blocks(model, context), builder.whole_prompt(context)
-                case contexts.NegativePrompt() if run.negative is not None:
-                    rows = builder.negative(**run.negative)
-                case _:
-                    rows = builder(context)
+            if isinstance(context, contexts.Suffix):
+                self._suffix_ids[index] = builder.suffix(context).ids
+                continue
+            if isinstance(context, contexts.EarlyLayers):
+                self._layers[index] = candidate_layers(context, self.model)
+                continue
+            model, rows = bind(context, builder, run.negative)
             rows = rows.repeat(expand) if rows.ids.shape[0] > 1 else rows
             extra = None
             if self.model.config.is_encoder_decoder:
@@ -127,9 +119,9 @@ class Sources:
             )
 
     @property
-    def suffixes(self) -> bool:
-        """Whether a source runs on the conditional's own cache, which then must hold nothing else."""
-        return bool(self._suffix_ids)
+    def longest_suffix(self) -> int:
+        """Tokens of the longest suffix; 0 if no source runs on the conditional's own cache."""
+        return max((ids.shape[1] for ids in self._suffix_ids.values()), default=0)
 
     @property
     def hidden_states(self) -> bool:
@@ -155,6 +147,8 @@ class Sources:
     def now(self, pending: Pending, outputs: Any, generated: Tensor, known: dict[int, Tensor]) -> None:
         """Turn to a new forward pass of the conditional; `known` are log-probabilities `[B, n, V]` it has brought along."""
         self._pending, self._outputs, self._generated, self._known = pending, outputs, generated, known
+        for branch in self.branches():
+            branch.rewind(generated.shape[1] - pending.scored)  # what the conditional had consumed before this pass stands
 
     def prefill(self, source: int, scored: int) -> Branch:
         """Run a source on its own prompt and remember its scores for this step."""
@@ -170,7 +164,7 @@ class Sources:
                 logits = self._early_logits(self._layers[source])
             else:
                 branch, scored = self._branches[source], self._pending.scored
-                logits = branch.logits(self._generated, scored, max(0, self._generated.shape[1] - scored))
+                logits = branch.logits(self._generated, scored)
             vocab_size = self._outputs.logits.shape[-1]
             self._known[source] = fitted(logits, vocab_size).float().log_softmax(-1)
         return self._known[source]
@@ -186,10 +180,12 @@ class Sources:
         cache = self._outputs.get(caches.cache_name(self.model)) if pending.arguments.get("use_cache") else None
         ids = pending.input_ids
         width = ids.shape[1] if cache is None else max(caches.length(cache), ids.shape[1])
-        mask = pending.arguments.get("attention_mask")
+        prefix = "decoder_" if self.model.config.is_encoder_decoder else ""
+        mask = pending.arguments.get(f"{prefix}attention_mask")
         mask = ids.new_ones(self.batch, width) if mask is None else mask[:, :width]
         suffix = suffix.expand(self.batch, -1)
-        extra = {key: value for key, value in pending.arguments.items() if key in {"encoder_outputs"}}
+        encoder = {"encoder_outputs", "attention_mask"} if prefix else set()
+        extra = {key: value for key, value in pending.arguments.items() if key in encoder}
         logits = []
         for drop in range(scored - 1, -1, -1):
             kept = torch.cat([mask[:, : width - drop], torch.ones_like(suffix)], 1)

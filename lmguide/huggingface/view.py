@@ -220,6 +220,14 @@ def _view_class(cls: type[PreTrainedModel]) -> type[GuidedModel]:
     return type(cls.__name__, (GuidedModel, cls), namespace)
 
 
+def recorded(view: GuidedModel, recorder: Callable[..., None]) -> GuidedModel:
+    """A view of the same model that hands every scored position to `recorder`; see `Run`."""
+    other = cast("GuidedModel", object.__new__(type(view)))
+    other.__dict__.update(view.__dict__)
+    other._recorder = recorder
+    return other
+
+
 def for_call(
     view: GuidedModel,
     guidance_scale: float | Sequence[float] | None = None,

@@ -14,10 +14,17 @@ from lmguide.sources import caches
 
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
     from transformers import Cache, PreTrainedModel
 
     from lmguide.sources.rows import Rows
+
+
+RESUMES_EXACTLY = {"mamba2", "qwen3_next"}
+"""Recurrent families whose forward takes several tokens behind a cached state and gives the same numbers as one token at a time. Mamba's
+own (transformers 5.19) starts such a chunk from an empty state, so whatever is not listed here is fed token by token."""
 
 
 class Branch:
@@ -36,6 +43,7 @@ class Branch:
         use_cache: Whether to keep a cache; without one every call recomputes the whole context.
         record_past: Whether tokens may be taken back, which sliding-window caches must know beforehand.
         extra: Further keyword arguments of the model, such as an encoder's output.
+        read: Takes the logits of the last positions out of the model's output; by default `outputs.logits`.
     """
 
     def __init__(
@@ -47,26 +55,27 @@ class Branch:
         use_cache: bool = True,
         record_past: bool = False,
         extra: dict[str, Any] | None = None,
+        read: Callable[[Any, int], Tensor] | None = None,
     ) -> None:
         self.model = model
         self.rows = rows
         self.batch = batch
         self.use_cache = use_cache
-        self.record_past = record_past
+        self.record_past = record_past and not model._is_stateful  # recurrent states cannot be taken back anyway
         self.extra = extra or {}
+        self.read = read or _logits
         self.cache: Cache | None = None
         self.consumed = 0
         self.forwards = 0
         self.caught_up = 0
         self._order: Tensor | None = None
 
-    def logits(self, generated: Tensor, keep: int = 1, valid: int | None = None) -> Tensor:
+    def logits(self, generated: Tensor, keep: int = 1) -> Tensor:
         """Logits for what follows each of the last `keep` prefixes of the answer.
 
         Args:
             generated: The answer so far, `[B, G]`, drafts included.
             keep: Prefixes to score, from all of `generated` backwards.
-            valid: Generated tokens known not to have changed since the last call; the cache is taken back to them.
 
         Returns:
             Logits `[B, keep, V]`.
@@ -77,7 +86,7 @@ class Branch:
             if self.cache is not None:
                 caches.expand(self.cache, torch.zeros(self.batch, dtype=torch.long, device=generated.device))
         else:
-            self._prepare(valid)
+            self._settle()
             logits = self._forward(self.rows.repeat(self.batch) if shared else self.rows, generated, keep)
         if shared:
             self.rows = self.rows.repeat(self.batch)
@@ -88,16 +97,27 @@ class Branch:
         if self.cache is not None:
             self._order = order if self._order is None else self._order[order]
 
-    def _prepare(self, valid: int | None) -> None:
+    def rewind(self, valid: int) -> None:
+        """Take back the generated tokens after the first `valid`, should they have been consumed.
+
+        To be called whenever tokens may have been rejected, also on steps that want no scores.
+        """
         if self.cache is None:
             return
-        if self._order is not None:
+        rejected = max(0, self.consumed - valid)
+        if not rejected:
+            return
+        if caches.croppable(self.cache, rejected):
+            self._settle()
+            caches.crop(self.cache, rejected)
+            self.consumed -= rejected
+        else:  # recurrent states, or a window that has slid past what it would need: the context is run again
+            self.cache = self._order = None
+
+    def _settle(self) -> None:
+        if self.cache is not None and self._order is not None:
             caches.expand(self.cache, self._order)
             self._order = None
-        rejected = max(0, self.consumed - valid) if valid is not None else 0
-        if rejected or self.record_past:
-            self.cache.crop(-rejected)
-            self.consumed -= rejected
 
     def _forward(self, rows: Rows, generated: Tensor, keep: int) -> Tensor:
         first = self.cache is None
@@ -113,8 +133,7 @@ class Branch:
         self.forwards += 1
         self.caught_up += max(0, (generated.shape[1] if fresh is None else fresh) - keep) if self.cache is not None else 0
         self.consumed = generated.shape[1]
-        logits: Tensor = outputs.logits[:, -keep:]
-        return logits
+        return self.read(outputs, keep)
 
 
 def forward(
@@ -128,9 +147,13 @@ def forward(
         mask: Their mask.
         cache: The cache, or `None`.
         fresh: How many of the last tokens the cache has not seen; `None` is all, the first time.
-        keep: Positions whose logits are wanted.
+        keep: Positions whose logits are wanted; 1 for models that must be resumed token by token.
         extra: Further keyword arguments.
     """
+    if fresh is not None and fresh > 1 and model._is_stateful and model.config.model_type not in RESUMES_EXACTLY:
+        for left in range(fresh - 1, 0, -1):
+            forward(model, ids[:, : ids.shape[1] - left], mask[:, : mask.shape[1] - left], cache, 1, 1, extra)
+        return forward(model, ids, mask, cache, 1, 1, extra)
     encoder_decoder = model.config.is_encoder_decoder
     prefix = "decoder_" if encoder_decoder else ""
     arguments: dict[str, Any] = {**extra, "use_cache": cache is not None}
@@ -147,6 +170,11 @@ def forward(
         ids, next_sequence_length=fresh, is_first_iteration=fresh is None, **arguments
     )
     return model(**inputs, return_dict=True)
+
+
+def _logits(outputs: Any, keep: int) -> Tensor:
+    logits: Tensor = outputs.logits[:, -keep:]
+    return logits
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -126,13 +126,33 @@ def take(cache: Cache, rows: int, padding: int) -> None:
 def fill(static: Cache, source: Cache) -> None:
     """Write the content of a joined dynamic cache into an empty static one, layer by layer, emptying the source."""
     for index, layer in enumerate(source.layers):
-        static.update(layer.keys, layer.values, index)
+        seen = layer.get_seq_length()  # more than a sliding layer still holds; what is missing is outside its window
+        static.update(_left_pad(layer.keys, seen), _left_pad(layer.values, seen), index)
         layer.reset()
 
 
 def expand(cache: Cache, rows: Tensor) -> None:
     """Select rows along the batch, in place, with repeats if the index has them."""
     cache.reorder_cache(rows)
+
+
+def croppable(cache: Cache, tokens: int) -> bool:
+    """Whether that many tokens can be taken off the end of a cache: recurrent states and slid windows cannot go back."""
+    for layer in parts(cache)[0].layers:
+        if isinstance(layer, LinearAttentionLayer):
+            return False
+        if isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized:
+            left = layer.cumulative_length - tokens
+            if layer.keys.shape[-2] - tokens < min(left, layer.sliding_window - 1):
+                return False
+    return True
+
+
+def crop(cache: Cache, tokens: int) -> None:
+    """Take tokens off the end of a cache; layers never used, such as those of skipped blocks, are passed over."""
+    for layer in parts(cache)[0].layers:  # an encoder's states have nothing to do with the answer's length
+        if not isinstance(layer, DynamicLayer) or layer.is_initialized:
+            layer.crop(-tokens)
 
 
 @contextmanager
@@ -150,7 +170,7 @@ def lent(cache: Cache, drop: int = 0) -> Iterator[None]:
     saved = [_save(layer) for layer in layers]
     try:
         if drop:
-            cache.crop(-drop)
+            crop(cache, drop)
         yield
     finally:
         for layer, state in zip(layers, saved, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +64,11 @@ def without_blocks(model: PreTrainedModel, context: DroppedBlocks) -> PreTrained
         ValueError: The blocks cannot be found, or none may be skipped.
     """
     path, blocks = _blocks(model)
+    if model.config.is_encoder_decoder and inspect.signature(blocks[0].forward).return_annotation is not torch.Tensor:
+        raise ValueError(
+            f"S2-Guidance: the blocks of {type(model).__name__} hand on more than hidden states, so none can be skipped. "
+            "Use CFG, or a model whose blocks do not."
+        )
     kinds = [_kind(model, index) for index in range(len(blocks))]
     droppable = [index for index, kind in enumerate(kinds) if kind in kinds[:index]]
     count = min(len(droppable), max(1, round(context.fraction * len(blocks))))

@@ -46,7 +46,15 @@ def pack(rows: Sequence[Sequence[int]], device: torch.device | str) -> Rows:
 
 
 def checked(
-    ids: object, mask: object, *, argument: str, batch: int, vocab_size: int, device: torch.device, pad_token_id: int | None = None
+    ids: object,
+    mask: object,
+    *,
+    argument: str,
+    batch: int,
+    vocab_size: int,
+    device: torch.device,
+    pad_token_id: int | None = None,
+    expanded: bool = False,
 ) -> Rows:
     """Token ids a user gave, checked and left-padded; right or interior padding is squeezed out.
 
@@ -59,6 +67,7 @@ def checked(
         vocab_size: Ids are below it.
         device: Where the prompt lives.
         pad_token_id: The padding token, if it can be told from real tokens.
+        expanded: Whether any number of rows that divides `batch` will do.
 
     Raises:
         ValueError: A wrong shape, dtype, device, row count or id, an empty row, or a mask that does not fit; the argument is named.
@@ -86,7 +95,7 @@ def checked(
             raise ValueError(f"{argument}: expected token ids, got {ids!r}.")
     if not lists or not all(lists):
         raise ValueError(f"{argument}: expected at least one token in every row, got an empty one. See EmptyPrompt and LastToken.")
-    if len(lists) not in {1, batch}:
+    if len(lists) not in {1, batch} and not (expanded and batch % len(lists) == 0):
         raise ValueError(f"{argument}: expected 1 row or one per prompt ({batch}), got {len(lists)}.")
     for row in lists:
         for token in row:
@@ -105,6 +114,7 @@ class RowBuilder:
         model: The model, for its vocabulary and special tokens.
         tokenizer: Its tokenizer, needed for text and messages.
         device: Where rows are put.
+        expanded: Whether `batch` counts beams, so that fewer rows that divide it will do.
         partial: Whether `prompt` is only the new part of a prompt whose beginning is already in a cache.
     """
 
@@ -114,6 +124,7 @@ class RowBuilder:
     tokenizer: PreTrainedTokenizerBase | None
     device: torch.device
     partial: bool = False
+    expanded: bool = False
 
     def __call__(self, context: contexts.Context) -> Rows:
         """The rows of a context: one, or one per prompt.
@@ -178,6 +189,7 @@ class RowBuilder:
             mask,
             argument=argument,
             batch=self.batch,
+            expanded=self.expanded,
             vocab_size=self.model.config.get_text_config(decoder=True).vocab_size,
             device=self.device,
             pad_token_id=None if pad in ends else pad,

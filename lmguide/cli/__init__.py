@@ -1,0 +1,76 @@
+"""The command line: `lmguide demo | generate | inspect | calibrate`.
+
+Runs one command and turns what goes wrong into one sentence and an exit status. Each command is a module of this package, loaded
+when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from lmguide.cli.parser import build_parser
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WRONG_INPUT = 2
+"""Exit status when an argument or a file is wrong, as argparse has it."""
+STOPPED = 130
+"""Exit status of a program that the user interrupted (128 + SIGINT)."""
+PIPE_CLOSED = 141
+"""Exit status of a program whose reader went away (128 + SIGPIPE), as in `lmguide generate ... | head`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The words after `lmguide`; `None` takes those of the process.
+
+    Returns:
+        The exit status: 0 when done, 2 when an argument or a file is wrong, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: After `--help` and `--version`.
+        Exception: What went wrong, with `--debug`; without it, only what no user can mend.
+
+    Example:
+        >>> from lmguide.cli import main
+        >>> main(["generate", "--model", "tales", "--prompt", "A tale of the sea:", "--max-new-tokens", "3", "--json"])
+        ... # doctest: +ELLIPSIS
+        {"prompt": "A tale of the sea:", ...
+        0
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or pipe whose encoding lacks a letter of a model's text gets a question mark, not a traceback.
+        sys.stdout.reconfigure(errors="replace")
+    debug = False
+    try:
+        arguments = build_parser().parse_args(argv)
+        debug = arguments.debug
+        importlib.import_module(f"lmguide.cli.{arguments.command}").run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\n" * sys.stderr.isatty() + "lmguide: stopped.", file=sys.stderr)
+        return STOPPED
+    except BrokenPipeError:
+        # The interpreter flushes once more as it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        if debug:
+            raise
+        print(f"lmguide: error: {_sentence(error)}", file=sys.stderr)
+        return WRONG_INPUT
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    """An error's message on one line."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}."
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,205 @@
+"""Guidance as a `LogitsProcessor`, for anyone's own decoding loop.
+
+A processor sees token ids and scores, nothing else. Its state is a memo keyed on the prefix it last saw: when the ids do not extend
+it, rows are matched, drafts taken back, or the memo is built anew. So beams, rewinds and a second call are right by construction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import LogitsProcessor
+
+from lmguide import contexts
+from lmguide.guidance import Guidance, as_methods
+from lmguide.schedules import Progress
+from lmguide.sources.binding import bind
+from lmguide.sources.branch import Branch
+from lmguide.sources.layers import candidate_layers, early_logits
+from lmguide.sources.models import fitted
+from lmguide.sources.rows import RowBuilder, Rows, pack
+from lmguide.step import guided_step
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class GuidanceLogitsProcessor(LogitsProcessor):
+    """Any guidance method or several, as an item of `logits_processor=[...]`.
+
+    The conditional scores are those the loop hands over; every other source is run here, with its own cache, where its method's gate
+    is open. `lmguide.guide` does the same with one batched forward per step and knows the prompt's mask: prefer it where you can.
+
+    Transformers runs its own penalties before a user's processors, and temperature and top-k after them. The first ids of a call are
+    taken for the prompt. A call whose prompt is exactly the last sequence and one more token cannot be told from the next step of
+    that call: `reset()` tells it.
+
+    Args:
+        model: The model being decoded, a decoder-only model of transformers.
+        guidance: A method or several.
+        tokenizer: Its tokenizer, where a method is given text or messages.
+        negative_prompt: Instead of the method's own: text, messages or ids; one for all prompts or one per prompt.
+        negative_prompt_attention_mask: The mask of a negative prompt given as a tensor of ids.
+        prompt_attention_mask: The mask of the prompts, `[B, L]` or `[1, L]`, for sources that run on the prompt itself; by default
+            leading padding tokens are inferred.
+
+    Raises:
+        TypeError: No guidance, or not a model.
+        ValueError: An encoder-decoder, whose encoder input a processor does not see.
+
+    Example:
+        >>> import lmguide as lg
+        >>> model, tokenizer = lg.bundled("tales")
+        >>> inputs = tokenizer("A tale of the sea:", return_tensors="pt")
+        >>> processor = lg.CFGLogitsProcessor(model, guidance_scale=3.0)
+        >>> output = model.generate(**inputs, max_new_tokens=20, logits_processor=[processor])
+        >>> output.shape[1] - inputs.input_ids.shape[1]
+        20
+    """
+
+    supports_continuous_batching = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        guidance: Guidance | Sequence[Guidance],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        negative_prompt: contexts.Prompt | Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+    ) -> None:
+        if model.config.is_encoder_decoder:
+            raise ValueError("model: a processor does not see an encoder's input. Use lmguide.guide for encoder-decoders.")
+        self.model = model
+        self.methods = tuple(method for method in as_methods(guidance) if method.enabled)
+        self.tokenizer = tokenizer
+        self.negative_prompt = negative_prompt
+        self.negative_prompt_attention_mask = negative_prompt_attention_mask
+        self.prompt_attention_mask = prompt_attention_mask
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last prefix; the next ids are a prompt."""
+        self._prompt: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Guided log-probabilities `[B, V]` in the place of `scores`; the scores themselves where every method is off."""
+        if not self.methods:
+            return scores
+        if not self._follows(input_ids):
+            self._begin(input_ids)
+        assert self._prompt is not None
+        generated = input_ids[:, self._prompt.shape[1] :]
+        valid, order = self._match(generated)
+        for branch in self._branches:
+            if order is not None:
+                branch.reorder(order)
+            branch.rewind(valid)
+        self._seen = input_ids
+        memo: dict[int, Tensor] = {}
+
+        def source(index: int) -> Tensor:
+            if index not in memo:
+                suffix = self._suffixes.get(index)
+                tokens = generated if suffix is None else torch.cat([generated, suffix.expand(generated.shape[0], -1)], 1)
+                logits = self._branches[index].logits(tokens)
+                memo[index] = fitted(logits[:, -1], scores.shape[-1]).float().log_softmax(-1)
+            return memo[index]
+
+        def fetch(method: int) -> dict[str, Tensor]:
+            return {name: source(index) for name, index in self._wiring[method].items()}
+
+        cond = scores.float().log_softmax(-1)
+        return guided_step(cond, self.methods, self._strengths, fetch, Progress(generated.shape[1], None)).scores
+
+    def _follows(self, input_ids: Tensor) -> bool:
+        """Whether the ids go on from, or back within, the sequence last seen."""
+        if self._prompt is None or input_ids.shape[0] != self._prompt.shape[0]:
+            return False
+        start = self._prompt.shape[1]
+        within = start < input_ids.shape[1] <= self._seen.shape[1] + 1
+        return within and torch.equal(input_ids[:, :start], self._prompt)
+
+    def _match(self, generated: Tensor) -> tuple[int, Tensor | None]:
+        """How many generated tokens stand as last seen, and which rows moved where."""
+        assert self._prompt is not None
+        before = self._seen[:, self._prompt.shape[1] :]
+        shared = min(before.shape[1], max(0, generated.shape[1] - 1))
+        now, then = generated[:, :shared], before[:, :shared]
+        if torch.equal(now, then):
+            return shared, None
+        same = (now[:, None] == then).all(-1) & (self._prompt[:, None] == self._prompt).all(-1)
+        if bool(same.any(1).all()):
+            return shared, same.int().argmax(1)
+        return int((now == then).all(0).int().cumprod(0).sum()), None
+
+    def _begin(self, input_ids: Tensor) -> None:
+        """Take the ids for a prompt and bind the sources to it."""
+        self._prompt = self._seen = input_ids
+        batch = input_ids.shape[0]
+        found: list[contexts.Context] = []
+        self._wiring: list[dict[str, int]] = []
+        for method in self.methods:
+            for context in method.sources().values():
+                if context not in found:
+                    found.append(context)
+            self._wiring.append({name: found.index(context) for name, context in method.sources().items()})
+        negative = None
+        if self.negative_prompt is not None:
+            negative = {"prompt": self.negative_prompt, "mask": self.negative_prompt_attention_mask}
+        prompt = pack(Rows(input_ids, self._mask(input_ids)).tokens(), input_ids.device)
+        self._branches = []
+        self._suffixes: dict[int, Tensor] = {}
+        builder = RowBuilder(prompt, batch, self.model, self.tokenizer, input_ids.device, expanded=True)
+        for index, context in enumerate(found):
+            self._branches.append(self._branch(index, context, builder, negative))
+        self._strengths = [method.strength(batch, input_ids.device) for method in self.methods]
+
+    def _branch(
+        self, index: int, context: contexts.Context, builder: RowBuilder, negative: dict[str, Any] | None
+    ) -> Branch:
+        batch = builder.batch
+        if isinstance(context, contexts.Suffix):
+            self._suffixes[index] = builder.suffix(context).ids
+            return Branch(self.model, builder.whole_prompt(context), batch, record_past=True)
+        if isinstance(context, contexts.EarlyLayers):
+            layers = candidate_layers(context, self.model)
+
+            def read(outputs: Any, keep: int) -> Tensor:
+                return early_logits(self.model, [state[:, -keep:] for state in outputs.hidden_states], layers)
+
+            extra = {"output_hidden_states": True}
+            return Branch(self.model, builder.whole_prompt(context), batch, record_past=True, extra=extra, read=read)
+        model, rows = bind(context, builder, negative)
+        if (given := rows.ids.shape[0]) > 1:
+            self._check_groups(builder, given)
+            rows = rows.repeat(batch // given)
+        return Branch(model, rows, batch, record_past=True)
+
+    def _check_groups(self, builder: RowBuilder, given: int) -> None:
+        """Refuse fewer negatives than prompts: beams of one prompt share a negative, two prompts do not."""
+        assert builder.prompt is not None
+        prompts = builder.prompt.tokens()
+        size = len(prompts) // given
+        if any(prompts[row] != prompts[row - row % size] for row in range(len(prompts))):
+            raise ValueError(f"negative_prompt: expected 1 row or one per prompt, got {given} for {len(prompts)} rows.")
+
+    def _mask(self, input_ids: Tensor) -> Tensor:
+        if self.prompt_attention_mask is not None:
+            mask = self.prompt_attention_mask
+            if mask.ndim != 2 or mask.shape[1] != input_ids.shape[1] or input_ids.shape[0] % mask.shape[0]:
+                raise ValueError(
+                    f"prompt_attention_mask: expected shape {list(input_ids.shape)}, got {list(mask.shape)}. Pass the prompt's own mask."
+                )
+            return mask.repeat_interleave(input_ids.shape[0] // mask.shape[0], 0)
+        pad = self.model.generation_config.pad_token_id
+        if pad is None:
+            return torch.ones_like(input_ids)
+        return (input_ids != pad).long().cummax(-1).values

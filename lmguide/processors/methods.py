@@ -1,0 +1,141 @@
+"""One processor per method, with the method's own arguments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from lmguide.guidance import CFG, Contrastive, DoLa, SelectiveCFG, SuffixCFG
+from lmguide.processors.base import GuidanceLogitsProcessor
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lmguide.contexts import Context, Prompt
+
+
+class CFGLogitsProcessor(GuidanceLogitsProcessor):
+    """`CFG` as a processor: transformers' own `guidance_scale`, right under beams, assisted decoding and state-space models.
+
+    Args:
+        model: The model being decoded.
+        guidance_scale: As in `CFG`.
+        negative_prompt: As in `CFG`, or a tensor of ids.
+        tokenizer: Where the negative prompt is text or messages.
+        **kwargs: As in `GuidanceLogitsProcessor`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        guidance_scale: float | tuple[float, ...] = 1.5,
+        negative_prompt: Prompt | Context | Tensor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> None:
+        method, given = _split(negative_prompt)
+        super().__init__(model, CFG(guidance_scale, method), tokenizer, negative_prompt=given, **kwargs)
+
+
+class SelectiveCFGLogitsProcessor(GuidanceLogitsProcessor):
+    """`SelectiveCFG` as a processor: the negative branch runs only where the entropy exceeds the threshold.
+
+    Args:
+        model: The model being decoded.
+        guidance_scale: As in `SelectiveCFG`.
+        negative_prompt: As in `SelectiveCFG`, or a tensor of ids.
+        entropy_threshold: Nats.
+        tokenizer: Where the negative prompt is text or messages.
+        **kwargs: As in `GuidanceLogitsProcessor`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        guidance_scale: float | tuple[float, ...] = 1.5,
+        negative_prompt: Prompt | Context | Tensor | None = None,
+        entropy_threshold: float = 1.0,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> None:
+        method, given = _split(negative_prompt)
+        guidance = SelectiveCFG(guidance_scale, method, entropy_threshold=entropy_threshold)
+        super().__init__(model, guidance, tokenizer, negative_prompt=given, **kwargs)
+
+
+class SuffixCFGLogitsProcessor(GuidanceLogitsProcessor):
+    """`SuffixCFG` (MTI) as a processor. It cannot reach the loop's cache, so it keeps a second one of the same context.
+
+    Args:
+        model: The model being decoded.
+        guidance_scale: As in `SuffixCFG`.
+        suffix: As in `SuffixCFG`.
+        entropy_threshold: Nats; `None` guides every step.
+        tokenizer: Where the suffix is text.
+        **kwargs: As in `GuidanceLogitsProcessor`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        guidance_scale: float | tuple[float, ...] = 1.5,
+        suffix: str | tuple[int, ...] = "OUTPUT ERROR",
+        entropy_threshold: float | None = 1.0,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, SuffixCFG(guidance_scale, suffix, entropy_threshold), tokenizer, **kwargs)
+
+
+class ContrastiveLogitsProcessor(GuidanceLogitsProcessor):
+    """`Contrastive` as a processor.
+
+    Args:
+        model: The model being decoded, the expert.
+        amateur: The amateur, or its name or path.
+        beta: As in `Contrastive`.
+        plausibility: As in `Contrastive`.
+        form: As in `Contrastive`.
+        tokenizer: The expert's tokenizer, to check that the vocabularies agree.
+        **kwargs: As in `GuidanceLogitsProcessor`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        amateur: PreTrainedModel | str,
+        beta: float | tuple[float, ...] = 0.5,
+        plausibility: float = 0.1,
+        form: Literal["reasoning", "original"] = "reasoning",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, Contrastive(amateur, beta, plausibility, form), tokenizer, **kwargs)
+
+
+class DoLaLogitsProcessor(GuidanceLogitsProcessor):
+    """`DoLa` as a processor. It cannot reach the loop's hidden states, so it runs the model a second time for them.
+
+    Args:
+        model: The model being decoded.
+        layers: As in `DoLa`.
+        scale: As in `DoLa`.
+        plausibility: As in `DoLa`.
+        **kwargs: As in `GuidanceLogitsProcessor`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: Literal["low", "high"] | tuple[int, ...] = "low",
+        scale: float | tuple[float, ...] = 1.0,
+        plausibility: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, DoLa(layers, scale, plausibility), **kwargs)
+
+
+def _split(negative_prompt: Prompt | Context | Tensor | None) -> tuple[Any, Any]:
+    """What belongs into the method, and what is a tensor of ids, which a method cannot hold."""
+    return (None, negative_prompt) if hasattr(negative_prompt, "ndim") else (negative_prompt, None)

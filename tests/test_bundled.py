@@ -1,0 +1,172 @@
+"""The bundled model loads offline and quietly, is small, and obeys the closed form of its corpus."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from lmguide.bundled import MODELS, bundled
+from lmguide.training import tales
+from lmguide.training.tales import TaleScore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+TOPICS = list(tales.TOPICS)
+BYTES = 600_000
+"""The room that one bundled model may take in the package."""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    return bundled("tales")
+
+
+@pytest.fixture
+def _talkative() -> Iterator[None]:
+    """Transformers as it comes: with its warnings and progress bars, which the other tests switch off."""
+    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    switch_bars(True)
+    logging.set_verbosity_warning()
+    yield
+    logging.set_verbosity(verbosity)
+    switch_bars(bar)
+
+
+def switch_bars(on: bool) -> None:
+    if on:
+        logging.enable_progress_bar()
+    else:
+        logging.disable_progress_bar()
+
+
+@pytest.mark.usefixtures("_talkative")
+def test_loads_without_a_network_or_a_word(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise AssertionError("bundled() reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    model, tokenizer = bundled()
+    assert not model.training
+    assert model.dtype == torch.float32
+    assert tokenizer.padding_side == "left"
+    assert model.config.vocab_size == len(tokenizer)
+    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    config = model.generation_config
+    assert config is not None
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == ids
+    assert capfd.readouterr() == ("", "")
+
+
+def test_dtype_is_respected_and_models_are_not_shared() -> None:
+    first, second = bundled("tales", torch.float16)[0], bundled("tales", dtype=torch.float16)[0]
+    assert first.dtype == torch.float16
+    with torch.no_grad():
+        for weight in first.parameters():
+            weight.zero_()
+    assert all(weight.any() for weight in second.parameters())
+
+
+@pytest.mark.usefixtures("_talkative")
+@pytest.mark.parametrize("bar", [True, False])
+def test_the_progress_bars_of_transformers_stay_as_the_user_set_them(bar: bool) -> None:
+    switch_bars(bar)
+    bundled()
+    assert logging.is_progress_bar_enabled() is bar
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ValueError, match=r"expected the name of a bundled model \(tales\), got 'tails'\. Did you mean"):
+        bundled("tails")
+    with pytest.raises(ValueError, match=r"got 'gpt2'\. Choose one of 'tales'\."):
+        bundled("gpt2")
+
+
+def test_the_files_are_small_and_name_no_machine_or_time() -> None:
+    files = [file for file in (MODELS / "tales").iterdir() if file.is_file()]
+    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "README.md"} <= {
+        file.name for file in files
+    }
+    assert sum(file.stat().st_size for file in files) <= BYTES
+    for file in files:
+        if file.suffix != ".safetensors":
+            text = file.read_text(encoding="utf-8")
+            assert re.search(r"name_or_path|/(home|root|tmp|usr|work)\b|20\d\d-\d\d|\d\d:\d\d", text) is None, file.name
+
+
+def test_texts_survive_the_tokenizer(loaded: Loaded) -> None:
+    _, tokenizer = loaded
+    text = '{"a": [1.5e-3, null]}\n\tnaïve 漢字 🦊\x00 A tale , of  the sea:'
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_sampled_tales_follow_the_corpus(loaded: Loaded) -> None:
+    model, tokenizer = loaded
+    generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
+    total = TaleScore()
+    for topic in TOPICS:
+        inputs = tokenizer([tales.prompt(topic)] * 64, return_tensors="pt")
+        found = generate(**inputs, do_sample=True, top_k=0, max_new_tokens=110)[:, inputs["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(found, skip_special_tokens=True)
+        assert all((row == tokenizer.eos_token_id).any() for row in found)
+        total += sum((tales.score(text, topic) for text in texts), TaleScore())
+    assert total.sentences == pytest.approx(4 * 64 * tales.SENTENCES, abs=5)
+    # 1024 sentences: a standard error of 0.016.
+    assert total.on_topic / total.sentences == pytest.approx(tales.predicted(1.0), abs=0.05)
+    assert total.grammatical / total.sentences > 0.97
+    assert total.consistent / total.sentences > 0.97
+    assert total.glad / total.mood_words == pytest.approx(0.5, abs=0.07)
+
+
+def mean_topic_law(loaded: Loaded, weighted: dict[str, float], documents: int = 40) -> torch.Tensor:
+    """Return the mean guided law [topics] over the places of 40 tales where an agent is due, without sampling.
+
+    `weighted` holds context → weight; a context is written with its special tokens, so ``":"`` has no `<|bos|>`.
+    """
+    model, tokenizer = loaded
+    names = [f" {agent}" for topic in tales.TOPICS.values() for agent in topic.agents]
+    agents = torch.tensor([tokenizer(name, add_special_tokens=False)["input_ids"] for name in names])[:, 0]
+    rng = random.Random(0)
+    laws = []
+    for _ in range(documents):
+        tale = tokenizer(" " + tales.tale(rng), add_special_tokens=False, return_tensors="pt")["input_ids"]
+        combined = torch.zeros(tales.SENTENCES, len(agents))
+        for context, weight in weighted.items():
+            prefix = tokenizer(context, add_special_tokens=False, return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                logits = model(torch.cat([prefix, tale], dim=1)).logits[0, prefix.shape[1] - 1 : -1]
+            combined += weight * logits[torch.isin(tale[0], agents)].log_softmax(-1)[:, agents]
+        laws.append(combined.softmax(-1).view(tales.SENTENCES, len(TOPICS), -1).sum(-1))
+    return torch.cat(laws).mean(0)
+
+
+def expected(weights: dict[str | None, float]) -> torch.Tensor:
+    return torch.tensor(list(tales.guided_topics(weights).values()))
+
+
+@pytest.mark.parametrize("null", ["<|bos|>", ":", "<|bos|>:", "<|bos|>A tale:"])
+def test_every_null_context_gives_the_guided_law(loaded: Loaded, null: str) -> None:
+    for scale in (0.0, 1.5, 3.0):
+        for topic in TOPICS:
+            law = mean_topic_law(loaded, {f"<|bos|>{tales.prompt(topic)}": scale, null: 1 - scale}, documents=10)
+            torch.testing.assert_close(law, expected({topic: scale, None: 1 - scale}), atol=0.04, rtol=0)
+
+
+def test_another_topic_as_negative_prompt_gives_the_guided_law(
+    loaded: Loaded,
+) -> None:
+    sea, space = (f"<|bos|>{tales.prompt(topic)}" for topic in ("the sea", "space"))
+    for scale in (1.5, 2.0):
+        law = mean_topic_law(loaded, {sea: scale, space: 1 - scale})
+        torch.testing.assert_close(law, expected({"the sea": scale, "space": 1 - scale}), atol=0.04, rtol=0)
