@@ -148,6 +148,10 @@ def test_a_class_is_a_target_as_well() -> None:
         ({"name": "herd", "members": [], "notes": [1]}, r"^herd\.notes: expected a dictionary, got \[1\]"),
         ({"name": "herd", "members": [], "gate": {"name": "cat"}}, r"name of a gate \(.*\), got 'cat'"),
         ({"name": "herd", "members": [], "gate": "entropy"}, r"^herd\.gate: expected .* describes a gate or null, got"),
+        (
+            {"name": "herd", "members": [], "gate": {"name": "entropy", "threshold": "a"}},
+            r"^entropy\.threshold: expected",
+        ),
         ({"name": "herd", "members": [], "gate": {"name": "period", "every": 0}}, "^every: expected a whole number of"),
         ({"name": "herd", "members": [], "owner": 3}, r"^herd\.owner: expected .* a text or null, got 3"),
         ({"name": "herd", "members": [], "count": 3}, "^herd: expected the name of a field"),
