@@ -1,8 +1,8 @@
 """lmguide: guidance for how language models decode.
 
-    import lmguide as lg
-    guided = lg.guide(model, lg.CFG(guidance_scale=1.5), tokenizer=tokenizer)
-    guided.generate(**inputs, negative_prompt="...")
+import lmguide as lg
+guided = lg.guide(model, lg.CFG(guidance_scale=1.5), tokenizer=tokenizer)
+guided.generate(**inputs, negative_prompt="...")
 """
 
 from lmguide.bundled import bundled
@@ -53,5 +53,59 @@ from lmguide.processors import (
 from lmguide.schedules import Beta, Constant, Cosine, FromDivergence, Linear, Window
 from lmguide.trace import Trace, trace
 
-
 __version__ = "0.1.0"
+
+__all__ = [
+    "APG",
+    "CAD",
+    "CFG",
+    "ICG",
+    "PREADD",
+    "TPG",
+    "AutoGuidance",
+    "Beta",
+    "CFGLogitsProcessor",
+    "Calibrated",
+    "Constant",
+    "Contrastive",
+    "ContrastiveLogitsProcessor",
+    "Cosine",
+    "DExperts",
+    "Divergence",
+    "DivergenceDampedCFG",
+    "DoLa",
+    "DoLaLogitsProcessor",
+    "DroppedBlocks",
+    "EarlyLayers",
+    "EmptyPrompt",
+    "Entropy",
+    "FromDivergence",
+    "Guidance",
+    "GuidanceLogitsProcessor",
+    "Interval",
+    "LastToken",
+    "Linear",
+    "NegativePrompt",
+    "OtherModel",
+    "Period",
+    "PromptMixture",
+    "PromptPrefix",
+    "ProxyTuning",
+    "RandomPrompt",
+    "S2Guidance",
+    "SelectiveCFG",
+    "SelectiveCFGLogitsProcessor",
+    "ShuffledPrompt",
+    "Suffix",
+    "SuffixCFG",
+    "SuffixCFGLogitsProcessor",
+    "TangentialCFG",
+    "Trace",
+    "Window",
+    "WithoutContext",
+    "bundled",
+    "decoding",
+    "guide",
+    "parse_guidance",
+    "trace",
+]

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from lmguide.serialization import Registry
 
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Message: TypeAlias = Mapping[str, Any]
-Prompt: TypeAlias = str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]] | Sequence[int] | Sequence[Sequence[int]]
+Prompt: TypeAlias = (
+    str | Sequence[str] | Sequence[Message] | Sequence[Sequence[Message]] | Sequence[int] | Sequence[Sequence[int]]
+)
 """A prompt as text, chat messages or token ids: one for the whole batch, or a sequence with one per row."""
 
 
@@ -183,7 +184,9 @@ class EarlyLayers(Context):
         if not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(self.layers))
         if self.layers not in {"low", "high"} and (isinstance(self.layers, str) or not self.layers):
-            raise ValueError(f"layers: expected 'low', 'high' or layer indices, got {self.layers!r}. Give one of these.")
+            raise ValueError(
+                f"layers: expected 'low', 'high' or layer indices, got {self.layers!r}. Give one of these."
+            )
 
 
 @CONTEXTS.register("dropped_blocks")

@@ -28,7 +28,7 @@ MARKS = {"\n": "↵", "\t": "⇥", "\r": "␍"}
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of text, or the sign for a letter that would leave no trace."""
+    """A letter of a token, or the sign for one that would leave no trace."""
 
     text: str
     sign: bool = False
@@ -115,10 +115,14 @@ def render(
     if not 0 <= row < len(trace.rows):
         raise ValueError(f"row: expected one of the {len(trace.rows)} answers of the trace, got {row}. Count from 0.")
     tokens = _tokens(trace, tokenizer, row)
-    environment = Environment(
-        loader=PackageLoader("lmguide"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    pages = Environment(
+        loader=PackageLoader("lmguide"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.get_template("inspect.html").render(
+    return pages.get_template("inspect.html").render(
         title=title,
         model=model,
         guidance=[method.to_json() for method in guidance],
@@ -134,15 +138,15 @@ def render(
 
 
 def visible(text: str, spaces: bool) -> tuple[Part, ...]:
-    """Text with signs for what leaves no trace on a page: line breaks, tabs, control characters and odd spaces.
+    r"""Text with signs for what leaves no trace on a page: line breaks, tabs, control characters and odd spaces.
 
     Args:
         text: Any text.
         spaces: Whether plain spaces get a sign too. A text of nothing but spaces always gets them.
 
     Example:
-        >>> [part.text for part in visible("a b\\u200b", spaces=False)]
-        ['a b', '⟨U+200B⟩']
+        >>> "".join(part.text for part in visible("a b\u200b", spaces=False))
+        'a b⟨U+200B⟩'
     """
     parts: list[Part] = []
     for letter in text:

@@ -14,7 +14,6 @@ import torch
 from lmguide import rules
 from lmguide.measures import kl_divergence
 
-
 if TYPE_CHECKING:
     from torch import Tensor
 

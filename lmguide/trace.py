@@ -10,7 +10,6 @@ import torch
 from lmguide.huggingface.view import recorded
 from lmguide.measures import entropy, kl_divergence
 
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -93,8 +92,14 @@ def trace(guided: GuidedModel, *args: Any, top: int = 5, **kwargs: Any) -> Trace
                 entropy(cond).tolist(),
                 kl_divergence(scores, cond).tolist(),
                 opened.tolist(),
-                [list(zip(*pair, strict=True)) for pair in zip(before.indices.tolist(), before.values.tolist(), strict=True)],
-                [list(zip(*pair, strict=True)) for pair in zip(after.indices.tolist(), after.values.tolist(), strict=True)],
+                [
+                    list(zip(*pair, strict=True))
+                    for pair in zip(before.indices.tolist(), before.values.tolist(), strict=True)
+                ],
+                [
+                    list(zip(*pair, strict=True))
+                    for pair in zip(after.indices.tolist(), after.values.tolist(), strict=True)
+                ],
             )
         )
 
@@ -103,7 +108,9 @@ def trace(guided: GuidedModel, *args: Any, top: int = 5, **kwargs: Any) -> Trace
     guided.stats = view.stats
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     if not steps:
-        raise ValueError("guidance: it is off, so there is nothing to trace. Give a strength other than 1 (0 for contrastive methods).")
+        raise ValueError(
+            "guidance: it is off, so there is nothing to trace. Give a strength other than 1 (0 for contrastive methods)."
+        )
     prompt_length = sequences.shape[1] - len(steps)
     end = guided.generation_config.eos_token_id
     ends = set(end if isinstance(end, list) else [end])

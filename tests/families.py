@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers as tf
 
-
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    class Model(tf.PreTrainedModel, tf.GenerationMixin):
+        """What the models are: transformers' two base classes, which its annotations keep apart."""
+
 
 VOCAB = 120
+PAD = 0
 _LLAMA: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -25,7 +31,7 @@ _LLAMA: dict[str, Any] = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": False,
 }
-_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+_IDS: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": None}
 _BART: dict[str, Any] = {
     "vocab_size": VOCAB,
     "d_model": 32,
@@ -80,7 +86,14 @@ FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
     "qwen3_next": (
         tf.Qwen3NextConfig,
         tf.Qwen3NextForCausalLM,
-        _LLAMA | _LINEAR | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+        _LLAMA
+        | _LINEAR
+        | {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
     ),
     "mamba": (
         tf.MambaConfig,
@@ -123,14 +136,33 @@ ENCODER_DECODERS = ("t5", "bart")
 STATEFUL = ("qwen3_next", "mamba", "mamba2")
 
 
-@lru_cache(maxsize=None)
-def tiny(family: str, seed: int = 0) -> PreTrainedModel:
+@cache
+def tiny(family: str, seed: int = 0) -> Model:
     """The family's tiny model with random weights; no end-of-sequence token, so that every answer has full length."""
+    return made(family, seed)
+
+
+def made(family: str, seed: int = 0, **config: Any) -> Model:
+    """The same, new, for a test that changes it or wants another configuration."""
     config_class, model_class, arguments = FAMILIES[family]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: PreTrainedModel = model_class(config_class(**arguments, **_IDS)).eval()
+        model = cast("Model", model_class(config_class(**arguments | _IDS | config)).eval())
     model.generation_config.eos_token_id = None
     model.generation_config.forced_eos_token_id = None
-    model.generation_config.pad_token_id = 0
+    model.generation_config.pad_token_id = PAD
     return model
+
+
+def tokens(count: int, seed: int) -> list[int]:
+    """Random ordinary token ids."""
+    return torch.randint(2, VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def padded(rows: Sequence[Sequence[int]], right: bool = False) -> tuple[Tensor, Tensor]:
+    """Token lists as a padded batch `[R, P]` and its mask."""
+    width = max(map(len, rows))
+    fill = [[0] * (width - len(row)) for row in rows]
+    ids = [[*row, *gap] if right else [*gap, *row] for row, gap in zip(rows, fill, strict=True)]
+    mask = [[1] * len(row) + gap if right else gap + [1] * len(row) for row, gap in zip(rows, fill, strict=True)]
+    return torch.tensor(ids), torch.tensor(mask)

@@ -1,7 +1,7 @@
 """The command line: `lmguide demo | generate | inspect | calibrate`.
 
-Runs one command and turns what goes wrong into one sentence and an exit status. Each command is a module of this package, loaded
-when it is asked for.
+Runs one command and turns what goes wrong into one sentence and an exit status. Each command is a module of this
+package, loaded when it is asked for.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(f"lmguide.cli.{arguments.command}").run(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("\n" * sys.stderr.isatty() + "lmguide: stopped.", file=sys.stderr)
+        # A terminal has a half-written line before this.
+        print("\nlmguide: stopped." if sys.stderr.isatty() else "lmguide: stopped.", file=sys.stderr)
         return STOPPED
     except BrokenPipeError:
         # The interpreter flushes once more as it ends, and would complain.

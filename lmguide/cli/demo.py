@@ -20,9 +20,12 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-import lmguide
+from lmguide import __version__
+from lmguide.bundled import bundled
 from lmguide.cli.generate import generate
 from lmguide.cli.requests import Request
+from lmguide.guidance import CFG
+from lmguide.huggingface import guide
 from lmguide.training import tales
 
 if TYPE_CHECKING:
@@ -68,13 +71,13 @@ def run(arguments: argparse.Namespace) -> None:
     # A model this small takes longer to hand work to a second thread than to do it.
     torch.set_num_threads(1)
     tales.topic_law(arguments.topic)
-    methods = [lmguide.CFG(scale, negative_prompt=NEGATIVE_PROMPT) for scale in arguments.scales]
-    model, tokenizer = lmguide.bundled("tales")
-    unguided = _tale(lmguide.guide(model, lmguide.CFG(1.0), tokenizer=tokenizer), tokenizer, arguments)
+    methods = [CFG(scale, negative_prompt=NEGATIVE_PROMPT) for scale in arguments.scales]
+    model, tokenizer = bundled("tales")
+    unguided = _tale(guide(model, CFG(1.0), tokenizer=tokenizer), tokenizer, arguments)
     texts, samples = [], []
     # The bar goes to stderr, and with `disable=None` only if that is a terminal.
     for method in tqdm(methods, desc="Writing tales", unit="scale", leave=False, disable=None):
-        guided = lmguide.guide(model, method, tokenizer=tokenizer)
+        guided = guide(model, method, tokenizer=tokenizer)
         texts.append(_tale(guided, tokenizer, arguments))
         samples.append(measure(guided, tokenizer, arguments.topic, arguments.sentences, arguments.seed))
     _show(arguments, model.num_parameters(), unguided, texts, samples)
@@ -137,20 +140,21 @@ def _show(
 ) -> None:
     console = _console()
     prompt = tales.prompt(arguments.topic)
-    console.print(f"lmguide {lmguide.__version__}: a bundled model of {parameters:,} parameters, seed {arguments.seed}\n")
+    console.print(f"lmguide {__version__}: a bundled model of {parameters:,} parameters, seed {arguments.seed}\n")
     console.print(Text.assemble("prompt            ", (prompt, "bold")))
     console.print(Text.assemble("negative prompt   ", (NEGATIVE_PROMPT, "bold")))
     console.print("next-token score  n + γ · (p − n) of their log-probabilities; γ = 1 is off")
     console.print(_examples(arguments, unguided, texts, console.color_system is not None))
     console.print(_numbers(arguments, samples))
     console.print(
-        f"on topic   share of {arguments.sentences} sentences sampled at each scale, ± standard error\n"
+        f"on topic   share of some {arguments.sentences} sentences sampled at each scale, ± standard error\n"
         f"predicted  in closed form: a sentence follows its prompt with probability {tales.FOLLOW}\n"
         "grammar    share of the sentences without a mistake\n"
         "passes     forward passes per token\n"
     )
     console.print("What to type next:", style="bold")
-    console.print(_next(prompt, max(arguments.scales), arguments.seed), soft_wrap=True)
+    strongest = max(arguments.scales)
+    console.print(_next(prompt, strongest if strongest > 1 else 3.0, arguments.seed), soft_wrap=True)
 
 
 def _console() -> Console:
@@ -164,7 +168,7 @@ def _console() -> Console:
 def _examples(arguments: argparse.Namespace, unguided: str, texts: Sequence[str], coloured: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), leading=1)
     table.add_column("γ", justify="right", style="bold")
-    table.add_column("one tale, same seed" + coloured * "; coloured where it differs from γ = 1", ratio=1)
+    table.add_column("one tale, same seed" + coloured * "; coloured where it differs from γ = 1")
     table.add_column("on topic", justify="right")
     for scale, text in zip(arguments.scales, texts, strict=True):
         score = tales.score(text, arguments.topic)
@@ -199,7 +203,7 @@ def _bar(share: float, predicted: float) -> Text:
 
 
 def _next(prompt: str, scale: float, seed: int) -> str:
-    """Commands that go on from here; the first writes the last tale again."""
+    """Commands that go on from here; the first writes the tale of the largest scale again."""
     # `make demo` runs the script of a virtual environment that need not be active.
     script = Path(sys.argv[0])
     program = str(script) if script.stem == "lmguide" and not shutil.which("lmguide") else "lmguide"

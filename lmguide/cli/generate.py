@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tqdm import tqdm
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lmguide import Guidance
     from lmguide.cli.requests import Request
+    from lmguide.guidance import Guidance
     from lmguide.huggingface.run import Stats
     from lmguide.huggingface.view import GuidedModel
 
@@ -60,17 +60,17 @@ def run(arguments: argparse.Namespace) -> None:
     options = decoding_options(arguments)
     options["num_return_sequences"] = arguments.num_return_sequences
     as_json = arguments.json or (arguments.out is not None and Path(arguments.out).suffix == ".jsonl")
+    alone = len(requests) == arguments.num_return_sequences == 1
     with replacing(arguments.out) if arguments.out else nullcontext(sys.stdout) as file:
         guided, tokenizer = load_guided(arguments, methods)
-        if len(requests) == arguments.num_return_sequences == 1 and not as_json and not arguments.out:
+        if alone and not as_json and not arguments.out:
             _stream(guided, tokenizer, requests[0], options, arguments.seed)
             return
         # The bar goes to stderr, and with `disable=None` only if that is a terminal.
-        with tqdm(total=len(requests), unit="prompt", disable=None if len(requests) > 1 else True) as bar:
+        with tqdm(total=len(requests), unit="prompt", disable=alone or None) as bar:
             for batch in _batches(requests, arguments.batch_size):
                 for answer in generate(guided, tokenizer, batch, options, arguments.seed + bar.n):
-                    line = json.dumps(record(answer, methods), ensure_ascii=False) if as_json else _paragraph(answer)
-                    bar.write(line, file=file)
+                    bar.write(_json(answer, methods) if as_json else _plain(answer, alone), file=file)
                 file.flush()
                 bar.update(len(batch))
     if arguments.out:
@@ -98,22 +98,10 @@ def generate(
     output = guided.generate(**inputs, negative_prompt=negative, **options)
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     # A decoder with an encoder begins with a start token, not with the prompt.
-    begin = 1 if guided.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    begin = 1 if cast("PreTrainedModel", guided).config.is_encoder_decoder else inputs["input_ids"].shape[1]
     texts = tokenizer.batch_decode(sequences[:, begin:], skip_special_tokens=True)
     repeats = len(texts) // len(requests)
     return [Answer(requests[place // repeats], text, seed, guided.stats) for place, text in enumerate(texts)]
-
-
-def record(answer: Answer, methods: Sequence[Guidance]) -> dict[str, Any]:
-    """An answer as a JSON-safe dictionary."""
-    return {
-        "prompt": answer.request.prompt,
-        "negative_prompt": answer.request.negative_prompt,
-        "text": answer.text,
-        "guidance": [method.to_dict() for method in methods],
-        "seed": answer.seed,
-        "stats": asdict(answer.stats),
-    }
 
 
 def summary(stats: Stats) -> str:
@@ -133,12 +121,24 @@ def _stream(
 
 
 def _batches(requests: Sequence[Request], size: int) -> Iterator[list[Request]]:
-    """Runs of requests of one kind, at most `size` long: a batch cannot mix text with messages, or have half its negatives."""
+    """Requests of one kind, `size` at a time: a batch cannot mix text with messages, or have half its negatives."""
     for _, run_of_one_kind in groupby(requests, key=lambda r: (type(r.prompt), type(r.negative_prompt))):
         alike = list(run_of_one_kind)
         for begin in range(0, len(alike), size):
             yield alike[begin : begin + size]
 
 
-def _paragraph(answer: Answer) -> str:
-    return f"# {readable(answer.request.prompt)}\n{answer.text}\n"
+def _json(answer: Answer, methods: Sequence[Guidance]) -> str:
+    record = {
+        "prompt": answer.request.prompt,
+        "negative_prompt": answer.request.negative_prompt,
+        "text": answer.text,
+        "guidance": [method.to_dict() for method in methods],
+        "seed": answer.seed,
+        "stats": asdict(answer.stats),
+    }
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _plain(answer: Answer, alone: bool) -> str:
+    return answer.text if alone else f"# {readable(answer.request.prompt)}\n{answer.text}\n"

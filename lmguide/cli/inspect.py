@@ -9,12 +9,12 @@ import torch
 from tqdm import tqdm
 from transformers.generation.streamers import BaseStreamer
 
-import lmguide
 from lmguide import report
 from lmguide.cli.generate import summary
 from lmguide.cli.loading import decoding_options, load_guided, parse_methods
 from lmguide.cli.output import replacing
 from lmguide.cli.requests import encode, read_requests, readable
+from lmguide.trace import trace
 
 if TYPE_CHECKING:
     import argparse
@@ -54,9 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         inputs, negative = encode([request], guided, tokenizer)
         torch.manual_seed(arguments.seed)
         streamer = Progress(arguments.max_new_tokens)
-        traced = lmguide.trace(
-            guided, **inputs, negative_prompt=negative, top=arguments.top, streamer=streamer, **options
-        )
+        traced = trace(guided, **inputs, negative_prompt=negative, top=arguments.top, streamer=streamer, **options)
         file.write(
             report.render(
                 traced,

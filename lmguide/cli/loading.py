@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-import lmguide
+from lmguide.bundled import bundled
+from lmguide.guidance import Guidance, parse_guidance
+from lmguide.huggingface import guide
 
 if TYPE_CHECKING:
     import argparse
@@ -20,18 +24,16 @@ BUNDLED = ("tales",)
 DEFAULT_GUIDANCE = "cfg:guidance_scale=1.5"
 
 
-def parse_methods(arguments: argparse.Namespace) -> list[lmguide.Guidance]:
+def parse_methods(arguments: argparse.Namespace) -> list[Guidance]:
     """The methods that `--guidance` describes.
 
     Raises:
         ValueError: One is unknown or has a bad value.
     """
-    return [lmguide.parse_guidance(text) for text in arguments.guidance or [DEFAULT_GUIDANCE]]
+    return [parse_guidance(text) for text in arguments.guidance or [DEFAULT_GUIDANCE]]
 
 
-def load_guided(
-    arguments: argparse.Namespace, methods: list[lmguide.Guidance]
-) -> tuple[GuidedModel, PreTrainedTokenizerBase]:
+def load_guided(arguments: argparse.Namespace, methods: list[Guidance]) -> tuple[GuidedModel, PreTrainedTokenizerBase]:
     """The view of the model that `--model` names, and its tokenizer, ready for left-padded batches.
 
     Raises:
@@ -45,7 +47,8 @@ def load_guided(
         tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return lmguide.guide(model.to(device).eval(), methods, tokenizer=tokenizer), tokenizer
+    model.to(device)  # type: ignore[arg-type]
+    return guide(model, methods, tokenizer=tokenizer), tokenizer
 
 
 def decoding_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def decoding_options(arguments: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, **cuts}
     if arguments.temperature == 0:
         if cuts:
-            raise ValueError("--temperature: 0 is greedy, which leaves nothing to cut. Drop --top-p and --top-k, or raise it.")
+            raise ValueError("--temperature: 0 is greedy and leaves nothing to cut. Drop --top-p and --top-k.")
         return {**options, "do_sample": False}
     if arguments.temperature is not None:
         options["temperature"] = arguments.temperature
@@ -72,11 +75,16 @@ def _load(arguments: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTok
     if name in BUNDLED:
         # Stored in half precision to be small; on a CPU that is slower than single precision.
         dtype = torch.float32 if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-        return lmguide.bundled(name, dtype=dtype)
+        return bundled(name, dtype=dtype)
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
     trust = {"trust_remote_code": arguments.trust_remote_code}
-    config = AutoConfig.from_pretrained(name, **trust)
-    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return kind.from_pretrained(name, dtype=arguments.dtype, **trust), AutoTokenizer.from_pretrained(name, **trust)
+    try:
+        config = AutoConfig.from_pretrained(name, **trust)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        return kind.from_pretrained(name, dtype=arguments.dtype, **trust), AutoTokenizer.from_pretrained(name, **trust)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model: expected a folder, a name on the hub or tales, got {name!r}. {error}") from error
 
 
 def _device(text: str) -> torch.device:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """Open a text file that takes the place of `path` when the block ends well; until then, and otherwise, nothing changes.
+    """Open a text file that takes the place of `path` when the block ends well, and otherwise leaves no trace.
 
     Args:
         path: The file, in a folder that exists. A device such as /dev/null is written to as it is.

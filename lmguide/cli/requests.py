@@ -6,15 +6,17 @@ import json
 from collections.abc import Mapping  # noqa: TC003 - read by from_dict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from lmguide.serialization import from_dict
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lmguide.huggingface.view import GuidedModel
 
 Messages: TypeAlias = tuple[Mapping[str, str], ...]
 
@@ -39,7 +41,7 @@ class Request:
         for argument in ("prompt", "negative_prompt"):
             value = getattr(self, argument)
             if value is not None and not value:
-                raise ValueError(f"{argument}: expected a text or messages, got an empty one. Give at least one character.")
+                raise ValueError(f"{argument}: expected a text or messages, got an empty one. Write something.")
             if isinstance(value, tuple) and not all({"role", "content"} <= set(message) for message in value):
                 raise ValueError(f'{argument}: expected messages {{"role": ..., "content": ...}}, got {list(value)!r}.')
 
@@ -55,7 +57,7 @@ def readable(prompt: str | Messages) -> str:
 
 
 def read_requests(arguments: argparse.Namespace) -> list[Request]:
-    """The prompts that `--prompt`, `--chat` or `--file` give, with `--negative-prompt` where they bring none of their own.
+    """The prompts of `--prompt`, `--chat` or `--file`, with `--negative-prompt` where they bring none of their own.
 
     Raises:
         OSError: A file cannot be read.
@@ -79,8 +81,8 @@ def read_requests(arguments: argparse.Namespace) -> list[Request]:
 
 
 def encode(
-    requests: list[Request], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, Tensor], list[str | list[dict[str, str]]] | None]:
+    requests: Sequence[Request], guided: GuidedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Any], list[str | list[dict[str, str]]] | None]:
     """The inputs of `generate` for requests of one kind, and its negative prompts if there are any.
 
     Raises:
@@ -97,7 +99,8 @@ def encode(
     ]
     # A template writes the special tokens itself.
     batch = tokenizer(texts, return_tensors="pt", padding=len(texts) > 1, add_special_tokens=not chat)
-    inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    device = cast("PreTrainedModel", guided).device
+    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
     if requests[0].negative_prompt is None:
         return inputs, None
     return inputs, [_negative(request) for request in requests]
@@ -128,7 +131,7 @@ def _read(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text in UTF-8, got byte {error.object[error.start]:#x} at {error.start}.") from None
+        raise ValueError(f"{path}: expected text in UTF-8, got {error.reason} at byte {error.start}.") from None
 
 
 def _parse(text: str, place: str) -> object:

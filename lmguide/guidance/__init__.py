@@ -18,7 +18,6 @@ from lmguide.guidance.prompts import (
 )
 from lmguide.guidance.self_contrast import DoLa, S2Guidance
 
-
 __all__ = [
     "APG",
     "CAD",

@@ -20,7 +20,6 @@ from lmguide.gates import GATES, Gate
 from lmguide.schedules import SCHEDULES, Schedule
 from lmguide.serialization import Registry, from_dict, to_dict
 
-
 if TYPE_CHECKING:
     from typing import Self
 
@@ -159,7 +158,9 @@ def as_methods(guidance: Guidance | Sequence[Guidance]) -> tuple[Guidance, ...]:
             "parse_guidance reads a string, Guidance.from_dict a dictionary."
         )
     if not methods:
-        raise ValueError("guidance: expected at least one method, got an empty list. Use the model itself to run unguided.")
+        raise ValueError(
+            "guidance: expected at least one method, got an empty list. Use the model itself to run unguided."
+        )
     for method in methods:
         if not isinstance(method, Guidance):
             raise TypeError(f"guidance: expected methods such as CFG(1.5), got {type(method).__name__} among them.")

@@ -10,7 +10,6 @@ from lmguide import rules
 from lmguide.contexts import Context, OtherModel
 from lmguide.guidance.base import GUIDANCE, Guidance
 
-
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,7 +78,9 @@ class Contrastive(Guidance):
         if self.form not in {"reasoning", "original"}:
             raise ValueError(f"form: expected 'reasoning' or 'original', got {self.form!r}.")
         if not self.amateur_temperature > 0:
-            raise ValueError(f"amateur_temperature: expected a number above 0, got {self.amateur_temperature}. 1 is neutral.")
+            raise ValueError(
+                f"amateur_temperature: expected a number above 0, got {self.amateur_temperature}. 1 is neutral."
+            )
 
     def sources(self) -> Mapping[str, Context]:
         """The amateur, as `amateur`."""

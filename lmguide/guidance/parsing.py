@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from lmguide.guidance.base import GUIDANCE, Guidance
 from lmguide.serialization import from_dict
 
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,7 +38,9 @@ def parse_guidance(text: str) -> Guidance:
         try:
             return Guidance.from_json(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"guidance: expected a JSON object, got one broken at character {error.pos}: {error.msg}.") from None
+            raise ValueError(
+                f"guidance: expected a JSON object, got one broken at character {error.pos}: {error.msg}."
+            ) from None
     name, _, rest = text.partition(":")
     fields: dict[str, Any] = {}
     for key, value in _pairs(rest):

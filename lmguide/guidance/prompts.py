@@ -20,7 +20,6 @@ from lmguide.contexts import (
 from lmguide.gates import Entropy, Gate
 from lmguide.guidance.base import GUIDANCE, Guidance
 
-
 if TYPE_CHECKING:
     from torch import Tensor
 

@@ -12,7 +12,6 @@ from lmguide.guidance.base import GUIDANCE, Guidance, check_strength
 from lmguide.guidance.models import check_plausibility
 from lmguide.guidance.prompts import as_context
 
-
 if TYPE_CHECKING:
     from torch import Tensor
 

@@ -4,5 +4,4 @@ from lmguide.huggingface.decoding import decoding
 from lmguide.huggingface.run import Stats
 from lmguide.huggingface.view import guide
 
-
 __all__ = ["Stats", "decoding", "guide"]

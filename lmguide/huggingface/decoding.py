@@ -8,7 +8,6 @@ from lmguide.guidance import Guidance, as_methods
 from lmguide.huggingface.run import Stats
 from lmguide.huggingface.view import for_call, guide
 
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -40,7 +39,9 @@ class decoding:  # noqa: N801 - reads as a function where it is used, and keeps 
         20
     """
 
-    def __init__(self, guidance: Guidance | Sequence[Guidance], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self, guidance: Guidance | Sequence[Guidance], tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> None:
         self.methods = as_methods(guidance)
         self.tokenizer = tokenizer
         self.stats = Stats()
@@ -60,8 +61,10 @@ class decoding:  # noqa: N801 - reads as a function where it is used, and keeps 
         Raises:
             ValueError: The mode cannot be guided, or `guidance_scale` was given to `generate` as well.
         """
-        if generation_config.guidance_scale not in {None, 1, 1.0}:
-            raise ValueError("guidance_scale: given to generate() it would guide a second time. Give it to the method instead.")
+        if generation_config.guidance_scale not in {None, 1}:
+            raise ValueError(
+                "guidance_scale: given to generate() it would guide a second time. Give it to the method instead."
+            )
         view = guide(model, self.methods, self.tokenizer)
         call = for_call(view, negative_prompt=negative_prompt)
         loop = call._beam_search if generation_config.num_beams > 1 else call._sample

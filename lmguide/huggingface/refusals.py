@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
-
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
@@ -28,7 +27,9 @@ def check_model(model: Any) -> PreTrainedModel:
         raise ValueError("model: it is already guided. Give guide() the model itself and a list of methods.")
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         if any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values()):
-            raise ValueError("model: PEFT prompt learning has its own generate(), which cannot be guided. Use LoRA or another adapter.")
+            raise ValueError(
+                "model: PEFT prompt learning has its own generate(), which cannot be guided. Use LoRA or another adapter."
+            )
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel) or not isinstance(model, GenerationMixin):
         raise TypeError(
@@ -44,7 +45,9 @@ def check_model(model: Any) -> PreTrainedModel:
         )
     text = model.config.get_text_config(decoder=True)
     if "mrope_section" in str(getattr(text, "rope_parameters", None)):
-        raise ValueError(f"model: {name} has multimodal rotary positions (M-RoPE), which the view does not rebuild. Use a text model.")
+        raise ValueError(
+            f"model: {name} has multimodal rotary positions (M-RoPE), which the view does not rebuild. Use a text model."
+        )
     return cast("PreTrainedModel", model)
 
 
@@ -55,11 +58,13 @@ def check_call(view: Any, inputs: Any, kwargs: dict[str, Any]) -> None:
         ValueError: There is one; it is named.
     """
     if kwargs.get("custom_generate") is not None:
-        raise ValueError("custom_generate: a guided view has its own loop. Use model.generate(custom_generate=lmguide.decoding(...)).")
+        raise ValueError(
+            "custom_generate: a guided view has its own loop. Use model.generate(custom_generate=lmguide.decoding(...))."
+        )
     if kwargs.get("cache_implementation") == "paged":
         raise ValueError(CONTINUOUS_BATCHING)
     for config in (kwargs.get("generation_config"), view.generation_config):
-        if config is not None and config.guidance_scale not in {None, 1, 1.0}:
+        if config is not None and config.guidance_scale not in {None, 1}:
             raise ValueError(
                 "generation_config: its guidance_scale would guide a second time. Set it to None; the view takes guidance_scale itself."
             )
@@ -68,14 +73,24 @@ def check_call(view: Any, inputs: Any, kwargs: dict[str, Any]) -> None:
     if ids is None or not isinstance(ids, torch.Tensor) or ids.is_floating_point():
         return
     if ids.ndim != 2:
-        raise ValueError(f"{name}: expected token ids [batch, tokens], got shape {list(ids.shape)}. Add a batch axis with [None].")
+        raise ValueError(
+            f"{name}: expected token ids [batch, tokens], got shape {list(ids.shape)}. Add a batch axis with [None]."
+        )
     if ids.device.type != view.device.type:
-        raise ValueError(f"{name}: expected ids on {view.device}, where the model is, got {ids.device}. Move them with .to().")
+        raise ValueError(
+            f"{name}: expected ids on {view.device}, where the model is, got {ids.device}. Move them with .to()."
+        )
     if not ids.shape[1]:
         if kwargs.get("inputs_embeds") is None:
-            raise ValueError(f"{name}: expected a prompt of at least one token, got an empty one. Start with the BOS token.")
+            raise ValueError(
+                f"{name}: expected a prompt of at least one token, got an empty one. Start with the BOS token."
+            )
         return
-    config = view.config.get_encoder() if view.config.is_encoder_decoder and hasattr(view.config, "get_encoder") else view.config
+    config = (
+        view.config.get_encoder()
+        if view.config.is_encoder_decoder and hasattr(view.config, "get_encoder")
+        else view.config
+    )
     vocab_size = config.get_text_config().vocab_size
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocab_size:

@@ -18,7 +18,6 @@ from lmguide.sources.branch import accepts
 from lmguide.sources.rows import Rows
 from lmguide.step import guided_step
 
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -75,7 +74,14 @@ class Run:
         self._cache: Cache | None = None
         self._fired: Tensor | None = None
 
-    def begin(self, view: PreTrainedModel, input_ids: Tensor, config: GenerationConfig, arguments: dict[str, Any], assisted: bool) -> dict[str, Any]:
+    def begin(
+        self,
+        view: PreTrainedModel,
+        input_ids: Tensor,
+        config: GenerationConfig,
+        arguments: dict[str, Any],
+        assisted: bool,
+    ) -> dict[str, Any]:
         """Set up the sources at the start of a decoding loop; returns the loop's keyword arguments, possibly with another cache."""
         self.config = config
         self.batch, self.prompt_length = input_ids.shape
@@ -201,7 +207,9 @@ class Run:
             progress = Progress(generated.shape[1] - scored + 1 + place, total)
 
             def fetch(index: int, place: int = place) -> dict[str, Tensor]:
-                return {name: self.sources.scores(source)[:, place] for name, source in self.sources.wiring[index].items()}
+                return {
+                    name: self.sources.scores(source)[:, place] for name, source in self.sources.wiring[index].items()
+                }
 
             result = guided_step(cond[:, place], self.plan.methods, self.strengths, fetch, progress, live)
             applied = applied | result.open.any()

@@ -18,7 +18,6 @@ from lmguide.sources.layers import candidate_layers, early_logits
 from lmguide.sources.models import fitted
 from lmguide.sources.rows import RowBuilder, Rows, pack
 
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -71,7 +70,9 @@ class Sources:
     suffix_forwards: int = 0
 
     @classmethod
-    def build(cls, run: Run, input_ids: Tensor, arguments: Mapping[str, Any], cache: Cache | None, assisted: bool) -> Sources:
+    def build(
+        cls, run: Run, input_ids: Tensor, arguments: Mapping[str, Any], cache: Cache | None, assisted: bool
+    ) -> Sources:
         """Bind the contexts of a run's methods to its prompts.
 
         Raises:
@@ -92,7 +93,9 @@ class Sources:
         sources._bind(run, input_ids, arguments, cache, assisted)
         return sources
 
-    def _bind(self, run: Run, input_ids: Tensor, arguments: Mapping[str, Any], cache: Cache | None, assisted: bool) -> None:
+    def _bind(
+        self, run: Run, input_ids: Tensor, arguments: Mapping[str, Any], cache: Cache | None, assisted: bool
+    ) -> None:
         expand = max(run.config.num_beams or 1, run.config.num_return_sequences or 1)
         prompt, partial = _prompt(run, input_ids, arguments, cache, expand)
         builder = RowBuilder(prompt, self.batch // expand, self.model, run.plan.tokenizer, input_ids.device, partial)
@@ -113,7 +116,10 @@ class Sources:
             extra = None
             if self.model.config.is_encoder_decoder:
                 hidden, mask = _encode(model, rows, self.batch)
-                rows, extra = start, {"encoder_outputs": BaseModelOutput(last_hidden_state=hidden), "attention_mask": mask}
+                rows, extra = (
+                    start,
+                    {"encoder_outputs": BaseModelOutput(last_hidden_state=hidden), "attention_mask": mask},
+                )
             self._branches[index] = Branch(
                 model, rows, self.batch, use_cache=bool(arguments.get("use_cache")), record_past=assisted, extra=extra
             )
@@ -148,7 +154,9 @@ class Sources:
         """Turn to a new forward pass of the conditional; `known` are log-probabilities `[B, n, V]` it has brought along."""
         self._pending, self._outputs, self._generated, self._known = pending, outputs, generated, known
         for branch in self.branches():
-            branch.rewind(generated.shape[1] - pending.scored)  # what the conditional had consumed before this pass stands
+            branch.rewind(
+                generated.shape[1] - pending.scored
+            )  # what the conditional had consumed before this pass stands
 
     def prefill(self, source: int, scored: int) -> Branch:
         """Run a source on its own prompt and remember its scores for this step."""

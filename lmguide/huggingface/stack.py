@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -66,7 +65,11 @@ class Stack:
         return prepare(generated.repeat(self.blocks, 1), next_sequence_length=fresh, **arguments)
 
     def _mask(self, cond: Tensor | None, generated: Tensor) -> Tensor | None:
-        if cond is None and not self.padding and all(bool(rows.mask.all()) and rows.ids.shape[1] == self.length for rows in self.rows):
+        if (
+            cond is None
+            and not self.padding
+            and all(bool(rows.mask.all()) and rows.ids.shape[1] == self.length for rows in self.rows)
+        ):
             return None
         new = torch.ones_like(generated)
         if cond is None:

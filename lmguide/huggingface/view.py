@@ -19,7 +19,6 @@ from lmguide.guidance import Guidance, as_methods
 from lmguide.huggingface import refusals
 from lmguide.huggingface.run import Run, Stats
 
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -110,7 +109,12 @@ class GuidedModel(GenerationMixin):
         return super()._prepare_text_encoder_decoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
 
     def _prefill(
-        self, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         run = self._run
         if run is None or not run.prefills_alone():
@@ -202,7 +206,7 @@ def guide(
     return view
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _view_class(cls: type[PreTrainedModel]) -> type[GuidedModel]:
     """The class of the views of a model class. It keeps the name, which transformers looks at."""
     prepare_inputs = cls.prepare_inputs_for_generation
@@ -274,7 +278,9 @@ def _negative(plan: Plan, prompt: Any, ids: Tensor | None, mask: Tensor | None) 
         raise ValueError("negative_prompt and negative_prompt_ids: expected one of them, got both. Pass one.")
     takers = [c for method in plan.methods for c in method.sources().values() if isinstance(c, NegativePrompt)]
     if not takers:
-        raise ValueError("negative_prompt: none of the methods has one. Add CFG or another method with a negative prompt.")
+        raise ValueError(
+            "negative_prompt: none of the methods has one. Add CFG or another method with a negative prompt."
+        )
     if ids is not None:
         return {"prompt": ids, "mask": mask, "argument": "negative_prompt_ids"}
     if mask is not None:

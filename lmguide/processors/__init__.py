@@ -9,7 +9,6 @@ from lmguide.processors.methods import (
     SuffixCFGLogitsProcessor,
 )
 
-
 __all__ = [
     "CFGLogitsProcessor",
     "ContrastiveLogitsProcessor",

@@ -21,7 +21,6 @@ from lmguide.sources.models import fitted
 from lmguide.sources.rows import RowBuilder, Rows, pack
 from lmguide.step import guided_step
 
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -75,7 +74,9 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         prompt_attention_mask: Tensor | None = None,
     ) -> None:
         if model.config.is_encoder_decoder:
-            raise ValueError("model: a processor does not see an encoder's input. Use lmguide.guide for encoder-decoders.")
+            raise ValueError(
+                "model: a processor does not see an encoder's input. Use lmguide.guide for encoder-decoders."
+            )
         self.model = model
         self.methods = tuple(method for method in as_methods(guidance) if method.enabled)
         self.tokenizer = tokenizer
@@ -108,7 +109,9 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         def source(index: int) -> Tensor:
             if index not in memo:
                 suffix = self._suffixes.get(index)
-                tokens = generated if suffix is None else torch.cat([generated, suffix.expand(generated.shape[0], -1)], 1)
+                tokens = (
+                    generated if suffix is None else torch.cat([generated, suffix.expand(generated.shape[0], -1)], 1)
+                )
                 logits = self._branches[index].logits(tokens)
                 memo[index] = fitted(logits[:, -1], scores.shape[-1]).float().log_softmax(-1)
             return memo[index]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from lmguide.guidance import CFG, Contrastive, DoLa, SelectiveCFG, SuffixCFG
 from lmguide.processors.base import GuidanceLogitsProcessor
 
-
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

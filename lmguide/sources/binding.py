@@ -8,7 +8,6 @@ from lmguide import contexts
 from lmguide.sources.layers import without_blocks
 from lmguide.sources.models import resolve
 
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

@@ -12,7 +12,6 @@ import torch
 
 from lmguide.sources import caches
 
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -131,13 +130,21 @@ class Branch:
         fresh = None if first or self.cache is None else generated.shape[1] - self.consumed
         outputs = forward(self.model, ids, mask, self.cache, fresh, keep, self.extra)
         self.forwards += 1
-        self.caught_up += max(0, (generated.shape[1] if fresh is None else fresh) - keep) if self.cache is not None else 0
+        self.caught_up += (
+            max(0, (generated.shape[1] if fresh is None else fresh) - keep) if self.cache is not None else 0
+        )
         self.consumed = generated.shape[1]
         return self.read(outputs, keep)
 
 
 def forward(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: Cache | None, fresh: int | None, keep: int, extra: dict[str, Any]
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    cache: Cache | None,
+    fresh: int | None,
+    keep: int,
+    extra: dict[str, Any],
 ) -> Any:
     """One forward pass of a model over whole rows or their last `fresh` tokens, prepared by the model's own code.
 

@@ -20,7 +20,6 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -48,7 +47,9 @@ def new_cache(model: PreTrainedModel) -> Cache | None:
 
 def joinable(cache: object) -> bool:
     """Whether `join` knows every layer of a cache."""
-    return type(cache) is DynamicCache and not cache.offloading and all(type(layer) in JOINABLE for layer in cache.layers)
+    return (
+        type(cache) is DynamicCache and not cache.offloading and all(type(layer) in JOINABLE for layer in cache.layers)
+    )
 
 
 def length(cache: Cache) -> int:
@@ -207,7 +208,11 @@ def _restore(layer: Any, state: dict[str, Any]) -> None:
 
 def _restore_states(current: Any, value: dict[Any, Any]) -> None:
     for key, item in value.items():
-        if isinstance(item, torch.Tensor) and isinstance(current[key], torch.Tensor) and current[key].shape == item.shape:
+        if (
+            isinstance(item, torch.Tensor)
+            and isinstance(current[key], torch.Tensor)
+            and current[key].shape == item.shape
+        ):
             current[key].copy_(item)
         else:
             current[key] = item

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -32,13 +31,17 @@ def candidate_layers(context: EarlyLayers, model: PreTrainedModel) -> tuple[int,
     if not isinstance(context.layers, str):
         for layer in context.layers:
             if not 0 <= layer < final:
-                raise ValueError(f"layers: expected indices in [0, {final}), got {layer}. {final} is the final layer itself.")
+                raise ValueError(
+                    f"layers: expected indices in [0, {final}), got {layer}. {final} is the final layer itself."
+                )
         return context.layers
     first = 2 if config.tie_word_embeddings else 0
     half = final // 2 if final <= 40 else 20
     layers = range(first, half, 2) if context.layers == "low" else range(final - half if final > 40 else half, final, 2)
     if not layers:
-        raise ValueError(f"layers: a model of {final} layers has no {context.layers!r} candidates. Give their indices, such as (1,).")
+        raise ValueError(
+            f"layers: a model of {final} layers has no {context.layers!r} candidates. Give their indices, such as (1,)."
+        )
     return tuple(layers)
 
 
@@ -73,12 +76,12 @@ def without_blocks(model: PreTrainedModel, context: DroppedBlocks) -> PreTrained
     droppable = [index for index, kind in enumerate(kinds) if kind in kinds[:index]]
     count = min(len(droppable), max(1, round(context.fraction * len(blocks))))
     if not count:
-        raise ValueError(f"fraction: a model of {len(blocks)} blocks has none to skip. S2-Guidance needs a deeper model.")
+        raise ValueError(
+            f"fraction: a model of {len(blocks)} blocks has none to skip. S2-Guidance needs a deeper model."
+        )
     order = torch.randperm(len(droppable), generator=torch.Generator().manual_seed(context.seed)).tolist()
     dropped = {droppable[place] for place in order[:count]}
-    thinned = torch.nn.ModuleList(
-        _Skipped(block) if index in dropped else block for index, block in enumerate(blocks)
-    )
+    thinned = torch.nn.ModuleList(_Skipped(block) if index in dropped else block for index, block in enumerate(blocks))
     return _replaced(model, path, thinned)
 
 
@@ -103,7 +106,9 @@ def _blocks(model: PreTrainedModel) -> tuple[list[str], torch.nn.ModuleList]:
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == depth and _within(decoder, module):
             return path.split("."), module
-    raise ValueError(f"S2-Guidance: the blocks of {type(model).__name__} were not found. Its architecture is not supported.")
+    raise ValueError(
+        f"S2-Guidance: the blocks of {type(model).__name__} were not found. Its architecture is not supported."
+    )
 
 
 def _within(root: torch.nn.Module, module: torch.nn.Module) -> bool:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,9 +15,7 @@ if TYPE_CHECKING:
     from lmguide.contexts import OtherModel
 
 
-def resolve(
-    context: OtherModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
-) -> PreTrainedModel:
+def resolve(context: OtherModel, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
     """The model of a context, checked to share the vocabulary of `model`.
 
     Args:
@@ -40,7 +37,9 @@ def resolve(
     if other.config.is_encoder_decoder != model.config.is_encoder_decoder:
         raise ValueError("model: expected the same kind of model, but one is an encoder-decoder and the other is not.")
     if other.device != model.device:
-        raise ValueError(f"model: expected it on {model.device} like the guided model, got {other.device}. Move it with .to().")
+        raise ValueError(
+            f"model: expected it on {model.device} like the guided model, got {other.device}. Move it with .to()."
+        )
     check_vocabulary(model, tokenizer, other, other_tokenizer)
     return other
 

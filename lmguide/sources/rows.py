@@ -10,7 +10,6 @@ import torch
 
 from lmguide import contexts
 
-
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,10 +75,17 @@ def checked(
         if ids.ndim == 1:
             ids = ids[None]
         if ids.ndim != 2 or ids.dtype not in {torch.int32, torch.int64}:
-            raise ValueError(f"{argument}: expected integer ids [rows, tokens], got {ids.dtype} of shape {list(ids.shape)}.")
+            raise ValueError(
+                f"{argument}: expected integer ids [rows, tokens], got {ids.dtype} of shape {list(ids.shape)}."
+            )
         if ids.device != device:
-            raise ValueError(f"{argument}: expected it on {device} like the prompt, got {ids.device}. Move it with .to().")
-        if mask is not None and (not isinstance(mask, torch.Tensor) or mask.reshape(ids.shape if mask.numel() == ids.numel() else (-1,)).shape != ids.shape):
+            raise ValueError(
+                f"{argument}: expected it on {device} like the prompt, got {ids.device}. Move it with .to()."
+            )
+        if mask is not None and (
+            not isinstance(mask, torch.Tensor)
+            or mask.reshape(ids.shape if mask.numel() == ids.numel() else (-1,)).shape != ids.shape
+        ):
             got = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
             raise ValueError(f"{argument}: its attention mask must have its shape {list(ids.shape)}, got {got}.")
         keep = torch.ones_like(ids) if mask is None else mask.reshape(ids.shape)
@@ -94,13 +100,17 @@ def checked(
         if not all(isinstance(token, int) and not isinstance(token, bool) for row in lists for token in row):
             raise ValueError(f"{argument}: expected token ids, got {ids!r}.")
     if not lists or not all(lists):
-        raise ValueError(f"{argument}: expected at least one token in every row, got an empty one. See EmptyPrompt and LastToken.")
+        raise ValueError(
+            f"{argument}: expected at least one token in every row, got an empty one. See EmptyPrompt and LastToken."
+        )
     if len(lists) not in {1, batch} and not (expanded and batch % len(lists) == 0):
         raise ValueError(f"{argument}: expected 1 row or one per prompt ({batch}), got {len(lists)}.")
     for row in lists:
         for token in row:
             if not 0 <= token < vocab_size:
-                raise ValueError(f"{argument}: expected ids in [0, {vocab_size}), got {token}. Use the model's own tokenizer.")
+                raise ValueError(
+                    f"{argument}: expected ids in [0, {vocab_size}), got {token}. Use the model's own tokenizer."
+                )
     return pack(lists, device)
 
 
@@ -151,7 +161,9 @@ class RowBuilder:
                 return self._from_prompt(context, lambda row: self._behind_bos(row, prefix))
         raise TypeError(f"expected a context of prompts, got {type(context).__name__}.")
 
-    def negative(self, prompt: contexts.Prompt | Tensor | None, mask: Tensor | None = None, argument: str = "negative_prompt") -> Rows:
+    def negative(
+        self, prompt: contexts.Prompt | Tensor | None, mask: Tensor | None = None, argument: str = "negative_prompt"
+    ) -> Rows:
         """The rows of a negative prompt given as text, chat messages or ids; `None` is the default contrast."""
         if prompt is None:
             return self._default()
@@ -168,7 +180,9 @@ class RowBuilder:
 
     def suffix(self, context: contexts.Suffix) -> Rows:
         """The tokens of a suffix, one row."""
-        tokens = self._tokens(context.suffix, "suffix", special=False) if isinstance(context.suffix, str) else context.suffix
+        tokens = (
+            self._tokens(context.suffix, "suffix", special=False) if isinstance(context.suffix, str) else context.suffix
+        )
         return self._ids([list(tokens)], "suffix")
 
     def whole_prompt(self, context: contexts.Context) -> Rows:
@@ -207,8 +221,12 @@ class RowBuilder:
 
     def _chat(self, messages: Sequence[Mapping[str, Any]], argument: str) -> list[int]:
         if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
-            raise ValueError(f"{argument}: chat messages need a tokenizer with a chat template. Pass one, or give text or ids.")
-        text = self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
+            raise ValueError(
+                f"{argument}: chat messages need a tokenizer with a chat template. Pass one, or give text or ids."
+            )
+        text = self.tokenizer.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+        )
         return self._tokens(str(text), argument, special=False)
 
     def _prompt_tokens(self, context: contexts.Context) -> list[list[int]]:
@@ -231,7 +249,9 @@ class RowBuilder:
         for holder in (self.tokenizer, self.model.generation_config, self.model.config.get_text_config(decoder=True)):
             if (token := getattr(holder, "bos_token_id", None)) is not None:
                 return int(token)
-        raise ValueError("EmptyPrompt: the model has no beginning-of-sequence token. Use LastToken() or a negative prompt.")
+        raise ValueError(
+            "EmptyPrompt: the model has no beginning-of-sequence token. Use LastToken() or a negative prompt."
+        )
 
     def _behind_bos(self, row: list[int], prefix: list[int]) -> list[int]:
         try:
