@@ -1,10 +1,14 @@
-"""Tiny random models of each supported family, made in code. One line in `FAMILIES` puts a new one through the whole matrix."""
+"""Tiny random models of each supported family, made in code.
+
+One line in `FAMILIES` puts a new one through the whole matrix (`tests/huggingface/test_matrix.py`).
+"""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
+import tokenizers
 import torch
 import transformers as tf
 
@@ -126,7 +130,8 @@ FAMILIES: dict[str, tuple[type, type, dict[str, Any]]] = {
             "num_layers": 2,
             "num_decoder_layers": 2,
             "num_heads": 4,
-            "initializer_factor": 6.0,
+            "initializer_factor": 2.0,
+            "feed_forward_proj": "gated-gelu",
             "decoder_start_token_id": 0,
         },
     ),
@@ -166,3 +171,19 @@ def padded(rows: Sequence[Sequence[int]], right: bool = False) -> tuple[Tensor, 
     ids = [[*row, *gap] if right else [*gap, *row] for row, gap in zip(rows, fill, strict=True)]
     mask = [[1] * len(row) + gap if right else gap + [1] * len(row) for row, gap in zip(rows, fill, strict=True)]
     return torch.tensor(ids), torch.tensor(mask)
+
+
+@cache
+def words() -> tf.PreTrainedTokenizerBase:
+    """A tokenizer for the tiny models: the word w7 is token 7; tokens 0 and 1 pad and begin."""
+    vocabulary = {"<pad>": PAD, "<bos>": 1} | {f"w{index}": index for index in range(2, VOCAB)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w2"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", padding_side="left"
+    )
+
+
+def text(ids: Sequence[int]) -> str:
+    """Token ids as the text of `words`."""
+    return " ".join(f"w{token}" for token in ids)

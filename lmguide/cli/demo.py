@@ -113,7 +113,7 @@ def measure(guided: GuidedModel, tokenizer: PreTrainedTokenizerBase, topic: str,
 
 
 def changed(before: str, after: str) -> Text:
-    """`after`, with the words coloured that a shortest edit of `before` would write anew.
+    """`after`, with the words coloured that are not those of `before`.
 
     Example:
         >>> [span.start for span in changed("The gull slept.", "The crab slept.").spans]
@@ -148,7 +148,7 @@ def _show(
     console.print(_numbers(arguments, samples))
     console.print(
         f"on topic   share of some {arguments.sentences} sentences sampled at each scale, ± standard error\n"
-        f"predicted  in closed form: a sentence follows its prompt with probability {tales.FOLLOW}\n"
+        f"predicted  in closed form (│), as a sentence follows its prompt with p = {tales.FOLLOW}\n"
         "grammar    share of the sentences without a mistake\n"
         "passes     forward passes per token\n"
     )

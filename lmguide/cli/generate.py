@@ -68,11 +68,13 @@ def run(arguments: argparse.Namespace) -> None:
             return
         # The bar goes to stderr, and with `disable=None` only if that is a terminal.
         with tqdm(total=len(requests), unit="prompt", disable=alone or None) as bar:
+            seed = arguments.seed
             for batch in _batches(requests, arguments.batch_size):
-                for answer in generate(guided, tokenizer, batch, options, arguments.seed + bar.n):
+                for answer in generate(guided, tokenizer, batch, options, seed):
                     bar.write(_json(answer, methods) if as_json else _plain(answer, alone), file=file)
                 file.flush()
                 bar.update(len(batch))
+                seed += len(batch)
     if arguments.out:
         print(f"Wrote {len(requests) * arguments.num_return_sequences} answers to {arguments.out}", file=sys.stderr)
 

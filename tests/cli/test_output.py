@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,10 +43,8 @@ def test_a_link_keeps_pointing_at_its_file(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "text"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_device_is_written_to_and_not_replaced(tmp_path: Path) -> None:
-    os = pytest.importorskip("os")
-    if not hasattr(os, "mkfifo"):
-        pytest.skip("this system has no named pipes")
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)

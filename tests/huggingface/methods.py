@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 import lmguide as lg
 from lmguide import rules
-from tests.families import VOCAB, tiny
+from tests.families import VOCAB, text, tiny
 from tests.huggingface.reference import Law, View, next_token, thinned
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
     from lmguide import Guidance
     from tests.families import Model
 
-SCALE = 2.5
-SUFFIX = (5, 7)
+SCALE = 3.0
+NEW = 10
+"""Tokens that every answer of the matrix has at most."""
 PASSAGE = (11, 12, 13)
-"""Tokens that every prompt of the matrix contains, for the methods that take a passage out."""
+"""Tokens that every prompt of the matrix contains, for the method that takes a passage out."""
+SUFFIX = (5, 7)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,11 @@ class Setting:
         """The negatives as a method takes them."""
         return tuple(map(tuple, self.negatives))
 
+    @property
+    def thinned(self) -> Model:
+        """The model with the blocks skipped that `DroppedBlocks(0.5)` chooses."""
+        return _thinned(self.model)
+
     @cached_property
     def threshold(self) -> float:
         """An entropy, in nats, that about half of the model's steps exceed."""
@@ -69,56 +78,175 @@ class Setting:
 
 
 @lru_cache
+def _thinned(model: Model) -> Model:
+    return thinned(model, lg.DroppedBlocks(0.5, 0))
+
+
+@lru_cache
 def _median_entropy(model: Model, prompt: tuple[int, ...]) -> float:
     answer: list[int] = []
     entropies = []
     for _ in range(9):
         logp = next_token(model, prompt, answer)
-        entropies.append(_entropy(logp))
+        entropies.append(entropy_of(logp))
         answer.append(int(logp.argmax()))
     return sorted(entropies)[4] - 1e-3
 
 
-def _entropy(logp: Tensor) -> float:
+def entropy_of(logp: Tensor) -> float:
+    """Nats."""
     return float(-(logp.exp() * logp).sum())
+
+
+def _mix(u: Tensor, c: Tensor, scale: float) -> Tensor:
+    return u + scale * (c - u)
+
+
+def _rescaled(g: Tensor, c: Tensor, share: float) -> Tensor:
+    return g + share * (c.std() / g.std() - 1) * (g - g.mean())
+
+
+def _kl(p: Tensor, q: Tensor) -> float:
+    return float((p.exp() * (p - q)).sum())
 
 
 def _plausible(scores: Tensor, by: Tensor, share: float) -> Tensor:
     return scores.masked_fill(by.exp() < share * by.exp().max(), -torch.inf)
 
 
-def _dola(setting: Setting, c: Tensor, view: View, layers: Sequence[int]) -> Tensor:
+def _dola(c: Tensor, early: Sequence[Tensor]) -> Tensor:
     """Minus the early layer with the largest Jensen-Shannon divergence from the last."""
 
-    def divergence(early: Tensor) -> float:
-        middle = (c.exp() + early.exp()).log() - torch.tensor(2.0).log()
-        return sum(float((p.exp() * (p - middle)).sum()) / 2 for p in (c, early))
+    def divergence(layer: Tensor) -> float:
+        middle = ((c.exp() + layer.exp()) / 2).log()
+        return (_kl(c, middle) + _kl(layer, middle)) / 2
 
-    chosen = max((view.early(layer) for layer in layers), key=divergence)
-    return _plausible(c - chosen, c, 0.1)
-
-
-def _random(row: Sequence[int], draw: int = 0) -> list[int]:
-    """The tokens that `RandomPrompt` draws with seed 0 for the first prompt of a batch."""
-    generator = torch.Generator().manual_seed(draw)
-    return torch.randint(VOCAB, (len(row),), generator=generator).tolist()
+    return _plausible(c - max(early, key=divergence), c, 0.1)
 
 
-def _shuffled(setting: Setting, row: Sequence[int]) -> list[int]:
+def _random(setting: Setting, view: View) -> list[int]:
+    """The tokens that `RandomPrompt` draws with seed 0: as many as each prompt has, never the special 0 and 1."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randint(VOCAB - 2, (len(prompt),), generator=generator) + 2 for prompt in setting.prompts]
+    rows: list[list[int]] = [row.tolist() for row in drawn]
+    return rows[setting.prompts.index(view.prompt)]
+
+
+def _shuffled(setting: Setting, view: View) -> list[int]:
     """The prompt with all but its last token in the order that `ShuffledPrompt` draws with seed 0."""
     generator = torch.Generator().manual_seed(0)
-    for prompt in setting.prompts:
-        order = torch.randperm(len(prompt) - 1, generator=generator).tolist()
-        if prompt is row:
-            return [*(row[place] for place in order), row[-1]]
-    raise AssertionError("the row is none of the setting's")
+    orders = [torch.randperm(len(prompt) - 1, generator=generator).tolist() for prompt in setting.prompts]
+    return [*(view.prompt[place] for place in orders[setting.prompts.index(view.prompt)]), view.prompt[-1]]
 
 
-def _cut(row: Sequence[int]) -> list[int]:
+def _cut(prompt: Sequence[int]) -> list[int]:
     """A prompt without the passage."""
-    start = next(i for i in range(len(row)) if tuple(row[i : i + len(PASSAGE)]) == PASSAGE)
-    return [*row[:start], *row[start + len(PASSAGE) :]]
+    start = next(i for i in range(len(prompt)) if tuple(prompt[i : i + len(PASSAGE)]) == PASSAGE)
+    return [*prompt[:start], *prompt[start + len(PASSAGE) :]]
 
 
-Score = Callable[[Setting, "Tensor", View], "Tensor"]
-METHODS: dict[str, tuple[Callable[[Setting], "Guidance | list[Guidance]"], Score]] = {}
+Make: TypeAlias = "Callable[[Setting], Guidance | list[Guidance]]"
+Score: TypeAlias = "Callable[[Setting, Tensor, View], Tensor]"
+
+# Name: the method in a setting `s`, and its score from the conditional law `c` and whatever else `v` can be asked for.
+METHODS: dict[str, tuple[Make, Score]] = {
+    "cfg": (lambda s: lg.CFG(SCALE, s.negative), lambda s, c, v: _mix(v.on(v.negative), c, SCALE)),
+    "cfg, last token": (lambda s: lg.CFG(SCALE), lambda s, c, v: _mix(v.on(v.prompt[-1:]), c, SCALE)),
+    "cfg, no prompt": (lambda s: lg.CFG(SCALE, lg.EmptyPrompt()), lambda s, c, v: _mix(v.on([1]), c, SCALE)),
+    "cfg, towards": (lambda s: lg.CFG(-0.5, s.negative), lambda s, c, v: _mix(v.on(v.negative), c, -0.5)),
+    "cfg, rescaled": (
+        lambda s: lg.CFG(SCALE, s.negative, guidance_rescale=0.7),
+        lambda s, c, v: _rescaled(_mix(v.on(v.negative), c, SCALE), c, 0.7),
+    ),
+    "cfg, growing": (
+        lambda s: lg.CFG(SCALE, s.negative, schedule=lg.Linear(0.5, 1.5)),
+        lambda s, c, v: _mix(v.on(v.negative), c, 1 + (SCALE - 1) * (0.5 + len(v.answer) / NEW)),
+    ),
+    "cfg, in a window": (
+        lambda s: lg.CFG(SCALE, s.negative, schedule=lg.Window(2, 0.6)),
+        lambda s, c, v: _mix(v.on(v.negative), c, SCALE if 2 <= len(v.answer) < 6 else 1),
+    ),
+    "cfg, annealed": (
+        lambda s: lg.CFG(SCALE, s.negative, schedule=lg.FromDivergence(0.2)),
+        lambda s, c, v: _mix(v.on(v.negative), c, 1 + (SCALE - 1) * min(1, 0.2 / _kl(c, v.on(v.negative)))),
+    ),
+    "cfg, every other token": (
+        lambda s: lg.CFG(SCALE, s.negative, gate=lg.Period(2)),
+        lambda s, c, v: _mix(v.on(v.negative), c, 1 if len(v.answer) % 2 else SCALE),
+    ),
+    "cfg, where they differ": (
+        lambda s: lg.CFG(SCALE, s.negative, gate=lg.Divergence(0.6)),
+        lambda s, c, v: _mix(v.on(v.negative), c, SCALE if _kl(c, v.on(v.negative)) > 0.6 else 1),
+    ),
+    "selective": (
+        lambda s: lg.SelectiveCFG(SCALE, s.negative, entropy_threshold=s.threshold),
+        lambda s, c, v: _mix(v.on(v.negative), c, SCALE if entropy_of(c) > s.threshold else 1),
+    ),
+    "suffix": (
+        lambda s: lg.SuffixCFG(SCALE, SUFFIX, entropy_threshold=None),
+        lambda s, c, v: _mix(v.before(SUFFIX), c, SCALE),
+    ),
+    "suffix, selective": (
+        lambda s: lg.SuffixCFG(SCALE, text(SUFFIX), entropy_threshold=s.threshold),
+        lambda s, c, v: _mix(v.before(SUFFIX), c, SCALE if entropy_of(c) > s.threshold else 1),
+    ),
+    "apg": (
+        lambda s: lg.APG(SCALE, s.negative, eta=0.3, norm_threshold=2.0),
+        lambda s, c, v: rules.apg(c, v.on(v.negative), SCALE, 0.3, 2.0),
+    ),
+    "tangential": (
+        lambda s: lg.TangentialCFG(SCALE, s.negative),
+        lambda s, c, v: rules.tangential(c, v.on(v.negative), SCALE),
+    ),
+    "damped": (
+        lambda s: lg.DivergenceDampedCFG(SCALE, s.negative, damping=0.5),
+        lambda s, c, v: _mix(v.on(v.negative), c, 1 + (SCALE - 1) * math.exp(-0.5 * _kl(c, v.on(v.negative)))),
+    ),
+    "icg": (lambda s: lg.ICG(SCALE), lambda s, c, v: _mix(v.on(_random(s, v)), c, SCALE)),
+    "tpg": (lambda s: lg.TPG(SCALE), lambda s, c, v: _mix(v.on(_shuffled(s, v)), c, SCALE)),
+    "cad": (lambda s: lg.CAD(SCALE, text(PASSAGE)), lambda s, c, v: _mix(v.on(_cut(v.prompt)), c, SCALE)),
+    "preadd": (lambda s: lg.PREADD(SCALE, text(SUFFIX)), lambda s, c, v: _mix(v.on([*SUFFIX, *v.prompt]), c, SCALE)),
+    "mixture": (
+        lambda s: lg.PromptMixture((s.negative, (8, 9, 10), lg.LastToken()), weights=(-0.9, 0.6, -0.4)),
+        lambda s, c, v: (
+            c - 0.9 * (v.on(v.negative) - c) + 0.6 * (v.on([8, 9, 10]) - c) - 0.4 * (v.on(v.prompt[-1:]) - c)
+        ),
+    ),
+    "autoguidance": (lambda s: lg.AutoGuidance(s.amateur, SCALE), lambda s, c, v: _mix(v.of(s.amateur), c, SCALE)),
+    "contrastive": (
+        lambda s: lg.Contrastive(s.amateur, 0.5, plausibility=0.3),
+        lambda s, c, v: _plausible(1.5 * c - 0.5 * v.of(s.amateur), c, 0.3),
+    ),
+    "contrastive, original": (
+        lambda s: lg.Contrastive(s.amateur, 1.0, form="original", amateur_temperature=0.5),
+        lambda s, c, v: _plausible(c - (v.of(s.amateur) / 0.5).log_softmax(-1), c, 0.1),
+    ),
+    "dexperts": (
+        lambda s: lg.DExperts(s.expert, s.amateur, 0.7),
+        lambda s, c, v: c + 0.7 * (v.of(s.expert) - v.of(s.amateur)),
+    ),
+    "proxy tuning": (
+        lambda s: lg.ProxyTuning(s.expert, s.amateur),
+        lambda s, c, v: c + v.of(s.expert) - v.of(s.amateur),
+    ),
+    "dola": (lambda s: lg.DoLa((1, 2)), lambda s, c, v: _dola(c, [v.early(1), v.early(2)])),
+    "s2": (
+        lambda s: lg.S2Guidance(SCALE, s.negative, omega=0.5, fraction=0.5),
+        lambda s, c, v: _mix(v.on(v.negative), c, SCALE) - 0.5 * (v.of(s.thinned) - c),
+    ),
+    "two methods": (
+        lambda s: [lg.CFG(SCALE, s.negative), lg.DExperts(s.expert, s.amateur, 0.7)],
+        lambda s, c, v: _mix(v.on(v.negative), c, SCALE) + 0.7 * (v.of(s.expert) - v.of(s.amateur)),
+    ),
+    "two gates": (
+        lambda s: [
+            lg.SelectiveCFG(SCALE, s.negative, entropy_threshold=s.threshold),
+            lg.SuffixCFG(SCALE, SUFFIX, entropy_threshold=None, gate=lg.Period(2)),
+        ],
+        lambda s, c, v: (
+            c
+            + (SCALE - 1) * (c - v.on(v.negative)) * (entropy_of(c) > s.threshold)
+            + (SCALE - 1) * (c - v.before(SUFFIX)) * (len(v.answer) % 2 == 0)
+        ),
+    ),
+}

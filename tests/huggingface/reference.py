@@ -1,4 +1,4 @@
-"""The plain reference: every source recomputed from scratch at every step, one row at a time, without padding or cache."""
+"""The plain reference: every source computed from scratch at every step, row by row, without padding or cache."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ class View:
     def early(self, layer: int) -> Tensor:
         """The model read out at an earlier layer."""
         state = _outputs(self.model, tuple(self.prompt), tuple(self.answer))[1][layer]
-        logits: Tensor = self.model.get_output_embeddings()(state)
+        head: Any = self.model
+        logits: Tensor = head.get_output_embeddings()(state)
         return logits.detach().float().log_softmax(-1)
 
 
