@@ -76,6 +76,7 @@ def guided_step(
         first = next(iter(sources.values()))
         if gate is not None and gate.needs_uncond:
             opened = gate.open(cond, progress, first)
+            opened = opened if live is None else opened & live
         if schedule is not None and schedule.needs_divergence:
             weight = schedule.weight_from(kl_divergence(cond, first))
         scores = method.combine(cond, sources, scheduled(strength, method.off, weight))

@@ -77,25 +77,26 @@ class Guidance(ABC):
         value = getattr(self, self.strength_field)
         return any(item != self.off for item in (value if isinstance(value, tuple) else (value,)))
 
-    def strength(self, batch: int, device: torch.device | str = "cpu") -> Scale:
-        """The strength of each row: a number, or a tensor `[batch]` when given per row.
+    def strength(self, prompts: int, repeat: int = 1, device: torch.device | str = "cpu") -> Scale:
+        """The strength of each row: a number, or a tensor `[prompts * repeat]` when given per prompt.
 
         Args:
-            batch: Rows to serve. A multiple of the given strengths repeats each of them (beams, several returned sequences).
+            prompts: How many prompts there are.
+            repeat: Rows of each prompt: beams, or several returned sequences.
             device: Where the tensor is put.
 
         Raises:
-            ValueError: The number of strengths does not divide the batch.
+            ValueError: Neither one number nor one per prompt.
         """
         value = getattr(self, self.strength_field)
         if not isinstance(value, tuple):
             return float(value)
-        if batch % len(value):
+        if prompts != len(value):
             raise ValueError(
-                f"{self.strength_field}: expected one number or one per row ({batch} rows), got {len(value)}. "
+                f"{self.strength_field}: expected one number or one per prompt ({prompts}), got {len(value)}. "
                 "Give as many as there are prompts."
             )
-        return torch.tensor(value, device=device).repeat_interleave(batch // len(value))
+        return torch.tensor(value, device=device).repeat_interleave(repeat)
 
     def to_dict(self) -> dict[str, Any]:
         """The method as a JSON-safe dictionary with its registered name under `"name"`."""
@@ -139,7 +140,7 @@ def check_strength(argument: str, value: object) -> None:
         raise ValueError(f"{argument}: expected a number or one per row, got none. Give at least one.")
     for item in items:
         if isinstance(item, bool) or not isinstance(item, int | float):
-            raise TypeError(f"{argument}: expected a number or a sequence of numbers, got {item!r}.")
+            raise TypeError(f"{argument}: expected a number or a sequence of numbers, got {item!r}. Give for example 1.5.")
         if not math.isfinite(item):
             raise ValueError(f"{argument}: expected a finite number, got {item}. 1 is off, 1.5 a common choice.")
 

@@ -44,6 +44,12 @@ class DoLa(Guidance):
         """Check the values."""
         super().__post_init__()
         object.__setattr__(self, "layers", EarlyLayers(self.layers).layers)
+        for part in (self.gate, self.schedule):
+            if getattr(part, "needs_uncond", False) or getattr(part, "needs_divergence", False):
+                raise ValueError(
+                    f"{type(part).__name__}: DoLa has several candidate layers, so no one divergence from them. "
+                    "Use an entropy or time-based one."
+                )
         check_plausibility(self.plausibility)
 
     def sources(self) -> Mapping[str, Context]:

@@ -16,6 +16,18 @@ CONTINUOUS_BATCHING = (
 )
 
 
+SEAMS = {
+    "generate",
+    "prepare_inputs_for_generation",
+    "_prefill",
+    "_sample",
+    "_beam_search",
+    "_assisted_decoding",
+    "_reorder_cache",
+}
+"""Methods the view overrides. Where another library has put its own on the model object, one of the two would be lost."""
+
+
 def check_model(model: Any) -> PreTrainedModel:
     """The model a view can look at; a PEFT model is opened to the model its adapters live in.
 
@@ -43,6 +55,11 @@ def check_model(model: Any) -> PreTrainedModel:
             f"model: {name} brings its own generate(), which the view cannot guide. {engine}"
             f"{'not' if engine else 'Not'} to guide(); for other families use a logits processor of lmguide.processors."
         )
+    if patched := SEAMS & model.__dict__.keys():
+        raise ValueError(
+            f"model: {', '.join(sorted(patched))} of this very object has been replaced, which the view would not run. "
+            "Give guide() the model as it was loaded."
+        )
     text = model.config.get_text_config(decoder=True)
     if "mrope_section" in str(getattr(text, "rope_parameters", None)):
         raise ValueError(
@@ -68,6 +85,9 @@ def check_call(view: Any, inputs: Any, kwargs: dict[str, Any]) -> None:
             raise ValueError(
                 "generation_config: its guidance_scale would guide a second time. Set it to None; the view takes guidance_scale itself."
             )
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[1] and not bool(mask.any(1).all()):
+        raise ValueError("attention_mask: expected at least one token in every row, got a row of zeros. Drop the empty prompt.")
     name = "inputs" if inputs is not None else "input_ids"
     ids = inputs if inputs is not None else kwargs.get("input_ids")
     if ids is None or not isinstance(ids, torch.Tensor) or ids.is_floating_point():

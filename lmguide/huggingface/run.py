@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from lmguide.huggingface.stack import EncoderStack, Stack, first_block
 from lmguide.schedules import Progress
 from lmguide.sources import caches
 from lmguide.sources.branch import accepts
-from lmguide.sources.rows import Rows
+from lmguide.sources.ids import Rows
+from lmguide.sources.skinny import few_rows
 from lmguide.step import guided_step
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class Run:
         name = caches.cache_name(self.plan.model)
         cache = arguments.get(name)
         self.sources = Sources.build(self, input_ids, arguments, cache, assisted)
-        self.strengths = [method.strength(self.batch, input_ids.device) for method in self.plan.methods]
+        prompts = self.batch // self.sources.expand
+        self.strengths = [m.strength(prompts, self.sources.expand, input_ids.device) for m in self.plan.methods]
         self._fired = torch.zeros((), dtype=torch.long, device=input_ids.device)
         self._stacking = bool(self.sources.stacked) and self._can_stack(cache, arguments)
         if self._stacking and self.plan.model.config.is_encoder_decoder:
@@ -158,7 +160,7 @@ class Run:
         first = bool(arguments.get("is_first_iteration"))
         generated = input_ids.shape[1] - self.prompt_length
         scored = generated + 1 if first else (fresh or 1)
-        pending = Pending(input_ids, scored, first, arguments)
+        pending = Pending(input_ids, scored, first, arguments, fresh or input_ids.shape[1])
         if isinstance(self.stack, EncoderStack):
             inputs = self.stack.inputs(prepare, input_ids, fresh, arguments)
         elif self.stack is not None:
@@ -176,7 +178,11 @@ class Run:
         """One forward pass and the guidance on its output."""
         if self.sources.hidden_states:
             inputs["output_hidden_states"] = True
-        return self._guide(call(**inputs), pending)
+        blocks = self.stack.blocks if self.stack is not None else 1
+        eager = call is self.plan.model  # a compiled forward has kernels of its own
+        with few_rows(self.plan.model, blocks * self.batch * pending.fresh) if eager else nullcontext():
+            outputs = call(**inputs)
+        return self._guide(outputs, pending)
 
     def _guide(self, outputs: Any, pending: Pending) -> Any:
         blocks = self.stack.blocks if self.stack is not None else 1
@@ -194,13 +200,12 @@ class Run:
         else:
             self.sources.now(pending, outputs, generated, {})
             if pending.first and self._stacking:
-                self._join(outputs, name, generated, pending.scored)
+                self._join(outputs, name, generated, pending)
         outputs.logits = self._combine(cond, generated, pending.scored)
         return outputs
 
     def _combine(self, cond: Tensor, generated: Tensor, scored: int) -> Tensor:
         total = self.config.max_length - self.prompt_length
-        live = self._live(generated)
         guided = []
         applied = False
         for place in range(scored):
@@ -211,6 +216,7 @@ class Run:
                     name: self.sources.scores(source)[:, place] for name, source in self.sources.wiring[index].items()
                 }
 
+            live = self._live(generated[:, : progress.step])
             result = guided_step(cond[:, place], self.plan.methods, self.strengths, fetch, progress, live)
             applied = applied | result.open.any()
             if self.recorder is not None:
@@ -240,14 +246,15 @@ class Run:
             return plain and not cache.offloading and not getattr(cache, "_is_user_defined", False)
         return caches.joinable(cache)
 
-    def _join(self, outputs: Any, name: str, generated: Tensor, scored: int) -> None:
+    def _join(self, outputs: Any, name: str, generated: Tensor, pending: Pending) -> None:
         """Prefill the stacked sources on their own tokens and put their caches below the conditional's."""
         cache = outputs[name]
-        branches = [self.sources.prefill(source, scored) for source in self.sources.stacked]
+        branches = [self.sources.prefill(source) for source in self.sources.stacked]
         if not caches.joinable(cache):
             self._stacking = False  # the layers were only now created, and are of a kind that cannot be joined
             return
-        own = caches.length(cache) or self.prompt_length + generated.shape[1]
+        mask = pending.arguments.get("attention_mask")  # recurrent caches do not know how much they have seen
+        own = caches.length(cache) or (pending.input_ids.shape[1] if mask is None else mask.shape[1])
         rows = [Rows(branch.rows.ids, branch.rows.mask) for branch in branches]
         lengths = [own, *(r.ids.shape[1] + generated.shape[1] for r in rows)]
         caches.join(cache, [branch.cache for branch in branches if branch.cache is not None], lengths)

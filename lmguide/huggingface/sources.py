@@ -16,7 +16,8 @@ from lmguide.sources.binding import bind
 from lmguide.sources.branch import Branch, forward
 from lmguide.sources.layers import candidate_layers, early_logits
 from lmguide.sources.models import fitted
-from lmguide.sources.rows import RowBuilder, Rows, pack
+from lmguide.sources.ids import Rows, check_positions, pack
+from lmguide.sources.rows import RowBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,12 +42,14 @@ class Pending:
         scored: Positions to score, from the end backwards.
         first: Whether it is the first pass of the call.
         arguments: The loop's keyword arguments: masks, positions, cache.
+        fresh: Tokens of each row that are run.
     """
 
     input_ids: Tensor
     scored: int
     first: bool
     arguments: Mapping[str, Any]
+    fresh: int = 1
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Sources:
     Attributes:
         model: The guided model.
         batch: Rows of the loop.
+        expand: Rows of each prompt: beams, or several returned sequences.
         found: The contexts, in order; sources are known by their index here.
         wiring: For each method, source indices by the names its rule uses.
         stacked: Sources that may run as further rows of the conditional's own forward pass.
@@ -64,6 +68,7 @@ class Sources:
 
     model: PreTrainedModel
     batch: int
+    expand: int
     found: list[contexts.Context] = field(default_factory=list)
     wiring: list[dict[str, int]] = field(default_factory=list)
     stacked: list[int] = field(default_factory=list)
@@ -79,7 +84,8 @@ class Sources:
             ValueError: A context cannot be made from what there is; the argument is named.
         """
         plan = run.plan
-        sources = cls(plan.model, input_ids.shape[0])
+        expand = max(run.config.num_beams or 1, run.config.num_return_sequences or 1)
+        sources = cls(plan.model, input_ids.shape[0], expand)
         total = run.config.max_length - run.prompt_length
         for method in plan.methods:
             names = {}
@@ -96,7 +102,7 @@ class Sources:
     def _bind(
         self, run: Run, input_ids: Tensor, arguments: Mapping[str, Any], cache: Cache | None, assisted: bool
     ) -> None:
-        expand = max(run.config.num_beams or 1, run.config.num_return_sequences or 1)
+        expand = self.expand
         prompt, partial = _prompt(run, input_ids, arguments, cache, expand)
         builder = RowBuilder(prompt, self.batch // expand, self.model, run.plan.tokenizer, input_ids.device, partial)
         decoder = arguments.get("decoder_attention_mask")
@@ -113,6 +119,8 @@ class Sources:
                 continue
             model, rows = bind(context, builder, run.negative)
             rows = rows.repeat(expand) if rows.ids.shape[0] > 1 else rows
+            argument = (run.negative or {}).get("argument", "negative_prompt")
+            check_positions(model, rows, run.config.max_length - run.prompt_length, argument)
             extra = None
             if self.model.config.is_encoder_decoder:
                 hidden, mask = _encode(model, rows, self.batch)
@@ -158,7 +166,7 @@ class Sources:
                 generated.shape[1] - pending.scored
             )  # what the conditional had consumed before this pass stands
 
-    def prefill(self, source: int, scored: int) -> Branch:
+    def prefill(self, source: int) -> Branch:
         """Run a source on its own prompt and remember its scores for this step."""
         self.scores(source)
         return self._branches[source]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmguide.sources.rows import Rows
+    from lmguide.sources.ids import Rows
 
 PER_ROW_OUTPUTS = ("hidden_states", "attentions", "decoder_hidden_states", "decoder_attentions", "cross_attentions")
 

@@ -7,6 +7,7 @@ transformers' generation loop: what goes into a forward pass and what comes out 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable  # noqa: TC003 - transformers evaluates the annotations of model classes
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Cache, GenerationConfig, PreTrainedTokenizerBase
     from transformers.generation.utils import GenerateOutput
+
+
+POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:-1]
+"""Names of the arguments of transformers' `generate` behind `inputs`, in their order."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class GuidedModel(GenerationMixin):
 
         Args:
             inputs: The prompt, as transformers takes it.
-            *args: Further positional arguments of transformers' `generate`.
+            *args: Further arguments by position, in transformers' order.
             negative_prompt: Text, chat messages or ids, for all prompts or one per prompt; instead of the method's own.
             negative_prompt_ids: Token ids `[P]`, `[1, P]` or `[B, P]` instead.
             negative_prompt_attention_mask: Their mask, same shape; without it leading padding is inferred where it can be.
@@ -76,9 +81,12 @@ class GuidedModel(GenerationMixin):
         Raises:
             ValueError: An argument is wrong, or the model or mode cannot be guided exactly; it is named.
         """
+        kwargs.update(zip(POSITIONAL, args, strict=False))
+        ids = kwargs.pop("negative_prompt_ids", negative_prompt_ids)
+        mask = kwargs.pop("negative_prompt_attention_mask", negative_prompt_attention_mask)
         refusals.check_call(self, inputs, kwargs)
-        call = for_call(self, guidance_scale, negative_prompt, negative_prompt_ids, negative_prompt_attention_mask)
-        result = super(GuidedModel, call).generate(inputs, *args, **kwargs)
+        call = for_call(self, guidance_scale, negative_prompt, ids, mask)
+        result = super(GuidedModel, call).generate(inputs, **kwargs)
         self.stats = call.stats
         return cast("GenerateOutput | Tensor", result)
 
@@ -281,8 +289,15 @@ def _negative(plan: Plan, prompt: Any, ids: Tensor | None, mask: Tensor | None) 
         raise ValueError(
             "negative_prompt: none of the methods has one. Add CFG or another method with a negative prompt."
         )
+    if any(taker != takers[0] for taker in takers):
+        raise ValueError(
+            "negative_prompt: the methods have several different ones, so it is not clear which to replace. "
+            "Set them on the methods themselves."
+        )
     if ids is not None:
         return {"prompt": ids, "mask": mask, "argument": "negative_prompt_ids"}
     if mask is not None:
-        raise ValueError("negative_prompt_attention_mask: goes with negative_prompt_ids, not with negative_prompt.")
+        raise ValueError(
+            "negative_prompt_attention_mask: expected negative_prompt_ids beside it, got negative_prompt. Leave the mask out."
+        )
     return {"prompt": prompt}

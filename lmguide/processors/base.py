@@ -18,7 +18,8 @@ from lmguide.sources.binding import bind
 from lmguide.sources.branch import Branch
 from lmguide.sources.layers import candidate_layers, early_logits
 from lmguide.sources.models import fitted
-from lmguide.sources.rows import RowBuilder, Rows, pack
+from lmguide.sources.ids import Rows, pack
+from lmguide.sources.rows import RowBuilder
 from lmguide.step import guided_step
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lmguide.rules import Scale
 
 
 class GuidanceLogitsProcessor(LogitsProcessor):
@@ -163,7 +166,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         builder = RowBuilder(prompt, batch, self.model, self.tokenizer, input_ids.device, expanded=True)
         for index, context in enumerate(found):
             self._branches.append(self._branch(index, context, builder, negative))
-        self._strengths = [method.strength(batch, input_ids.device) for method in self.methods]
+        self._strengths = [self._strength(method, builder) for method in self.methods]
 
     def _branch(
         self, index: int, context: contexts.Context, builder: RowBuilder, negative: dict[str, Any] | None
@@ -182,17 +185,29 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             return Branch(self.model, builder.whole_prompt(context), batch, record_past=True, extra=extra, read=read)
         model, rows = bind(context, builder, negative)
         if (given := rows.ids.shape[0]) > 1:
-            self._check_groups(builder, given)
+            self._check_groups(builder, given, "negative_prompt")
             rows = rows.repeat(batch // given)
         return Branch(model, rows, batch, record_past=True)
 
-    def _check_groups(self, builder: RowBuilder, given: int) -> None:
-        """Refuse fewer negatives than prompts: beams of one prompt share a negative, two prompts do not."""
+    def _strength(self, method: Guidance, builder: RowBuilder) -> Scale:
+        value = getattr(method, method.strength_field)
+        given = len(value) if isinstance(value, tuple) else 1
+        repeat = builder.batch // given if builder.batch % given == 0 else 1
+        self._check_groups(builder, given, method.strength_field)
+        return method.strength(builder.batch // repeat, repeat, builder.device)
+
+    def _check_groups(self, builder: RowBuilder, given: int, argument: str) -> None:
+        """Refuse fewer items than prompts: beams of one prompt share one, two prompts do not."""
         assert builder.prompt is not None
+        if given == 1:
+            return
         prompts = builder.prompt.tokens()
         size = len(prompts) // given
-        if any(prompts[row] != prompts[row - row % size] for row in range(len(prompts))):
-            raise ValueError(f"negative_prompt: expected 1 row or one per prompt, got {given} for {len(prompts)} rows.")
+        if not size or any(prompts[row] != prompts[row - row % size] for row in range(len(prompts))):
+            raise ValueError(
+                f"{argument}: expected one, or one per prompt, got {given} for {len(prompts)} rows. "
+                "Give as many as there are prompts."
+            )
 
     def _mask(self, input_ids: Tensor) -> Tensor:
         if self.prompt_attention_mask is not None:

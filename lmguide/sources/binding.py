@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from lmguide.sources.rows import RowBuilder, Rows
+    from lmguide.sources.ids import Rows
+    from lmguide.sources.rows import RowBuilder
 
 
 def bind(

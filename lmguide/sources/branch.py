@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmguide.sources import caches
+from lmguide.sources.skinny import few_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Cache, PreTrainedModel
 
-    from lmguide.sources.rows import Rows
+    from lmguide.sources.ids import Rows
 
 
 RESUMES_EXACTLY = {"mamba2", "qwen3_next"}
@@ -176,7 +177,8 @@ def forward(
     inputs = model.prepare_inputs_for_generation(
         ids, next_sequence_length=fresh, is_first_iteration=fresh is None, **arguments
     )
-    return model(**inputs, return_dict=True)
+    with few_rows(model, ids.shape[0] * (ids.shape[1] if fresh is None else fresh)):
+        return model(**inputs, return_dict=True)
 
 
 def _logits(outputs: Any, keep: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows of token ids: checked, left-padded, and made from text, chat messages or the prompt, as a context describes."""
+"""The rows of a context: made from text, chat messages, ids, or the prompt itself, as the context describes."""
 
 from __future__ import annotations
 
@@ -9,109 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmguide import contexts
+from lmguide.sources.ids import Rows, checked, pack
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Left-padded token ids.
-
-    Attributes:
-        ids: `[R, P]`, int64.
-        mask: `[R, P]`, int64, 1 on tokens; each row ends with a 1.
-    """
-
-    ids: Tensor
-    mask: Tensor
-
-    def repeat(self, times: int) -> Rows:
-        """Each row `times` times."""
-        return self if times == 1 else Rows(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
-
-    def tokens(self) -> list[list[int]]:
-        """The tokens of each row, without padding."""
-        return [row[keep.bool()].tolist() for row, keep in zip(self.ids, self.mask, strict=True)]
-
-
-def pack(rows: Sequence[Sequence[int]], device: torch.device | str) -> Rows:
-    """Token lists as left-padded rows."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], dtype=torch.long, device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long, device=device)
-    return Rows(ids, mask)
-
-
-def checked(
-    ids: object,
-    mask: object,
-    *,
-    argument: str,
-    batch: int,
-    vocab_size: int,
-    device: torch.device,
-    pad_token_id: int | None = None,
-    expanded: bool = False,
-) -> Rows:
-    """Token ids a user gave, checked and left-padded; right or interior padding is squeezed out.
-
-    Args:
-        ids: A tensor `[P]` or `[R, P]`, or (nested) sequences of ints; rows may differ in length.
-        mask: Their mask, same shape, 1 on tokens; or `None`: padding is then inferred from leading `pad_token_id`s, as
-            transformers does for the prompt.
-        argument: The name to use in errors.
-        batch: Prompts there are; the rows must be 1 or as many.
-        vocab_size: Ids are below it.
-        device: Where the prompt lives.
-        pad_token_id: The padding token, if it can be told from real tokens.
-        expanded: Whether any number of rows that divides `batch` will do.
-
-    Raises:
-        ValueError: A wrong shape, dtype, device, row count or id, an empty row, or a mask that does not fit; the argument is named.
-    """
-    if isinstance(ids, torch.Tensor):
-        if ids.ndim == 1:
-            ids = ids[None]
-        if ids.ndim != 2 or ids.dtype not in {torch.int32, torch.int64}:
-            raise ValueError(
-                f"{argument}: expected integer ids [rows, tokens], got {ids.dtype} of shape {list(ids.shape)}."
-            )
-        if ids.device != device:
-            raise ValueError(
-                f"{argument}: expected it on {device} like the prompt, got {ids.device}. Move it with .to()."
-            )
-        if mask is not None and (
-            not isinstance(mask, torch.Tensor)
-            or mask.reshape(ids.shape if mask.numel() == ids.numel() else (-1,)).shape != ids.shape
-        ):
-            got = list(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
-            raise ValueError(f"{argument}: its attention mask must have its shape {list(ids.shape)}, got {got}.")
-        keep = torch.ones_like(ids) if mask is None else mask.reshape(ids.shape)
-        if mask is None and pad_token_id is not None:
-            keep = (ids != pad_token_id).long().cummax(-1).values
-        lists = [row[flags.bool()].tolist() for row, flags in zip(ids, keep, strict=True)]
-    else:
-        if mask is not None:
-            raise ValueError(f"{argument}: an attention mask goes with a tensor of ids, got {type(ids).__name__}.")
-        items = list(ids) if isinstance(ids, Sequence) else [ids]
-        lists = [list(row) for row in items] if items and isinstance(items[0], Sequence) else [items]
-        if not all(isinstance(token, int) and not isinstance(token, bool) for row in lists for token in row):
-            raise ValueError(f"{argument}: expected token ids, got {ids!r}.")
-    if not lists or not all(lists):
-        raise ValueError(
-            f"{argument}: expected at least one token in every row, got an empty one. See EmptyPrompt and LastToken."
-        )
-    if len(lists) not in {1, batch} and not (expanded and batch % len(lists) == 0):
-        raise ValueError(f"{argument}: expected 1 row or one per prompt ({batch}), got {len(lists)}.")
-    for row in lists:
-        for token in row:
-            if not 0 <= token < vocab_size:
-                raise ValueError(
-                    f"{argument}: expected ids in [0, {vocab_size}), got {token}. Use the model's own tokenizer."
-                )
-    return pack(lists, device)
 
 
 @dataclass(frozen=True)
@@ -175,7 +77,9 @@ class RowBuilder:
             return self._ids([self._tokens(str(item), argument) for item in prompt], argument)
         conversations = _conversations(prompt)
         if conversations is None:
-            raise ValueError(f"{argument}: expected text, chat messages or token ids, got {prompt!r}.")
+            raise ValueError(
+                f"{argument}: expected text, chat messages or token ids, got {prompt!r}. Pass one of these."
+            )
         return self._ids([self._chat(messages, argument) for messages in conversations], argument)
 
     def suffix(self, context: contexts.Suffix) -> Rows:

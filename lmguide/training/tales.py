@@ -160,7 +160,9 @@ def guided_topics(weights: Mapping[str | None, float]) -> dict[str, float]:
         {'the sea': 0.855, 'the forest': 0.064, 'the kitchen': 0.064, 'space': 0.017}
     """
     laws = [(topic_law(topic), weight) for topic, weight in weights.items()]
-    powers = {name: math.prod(law[name] ** weight for law, weight in laws) for name in TOPICS}
+    logs = {name: math.fsum(math.log(law[name]) * weight for law, weight in laws) for name in TOPICS}
+    most = max(logs.values())
+    powers = {name: math.exp(log - most) for name, log in logs.items()}
     total = sum(powers.values())
     return {name: power / total for name, power in powers.items()}
 

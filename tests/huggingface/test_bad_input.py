@@ -274,7 +274,7 @@ def test_a_context_that_cannot_be_made(case: str) -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
 def test_a_negative_prompt_too_long_for_the_positions_of_the_model(family: str) -> None:
-    """These models have 128 learned positions; transformers tells of a long prompt, so a long negative must not crash."""
+    """These models have 128 learned positions; a crash in their embedding names no argument."""
     with refused("negative_prompt_ids", "128"):
         generate(family=family, negative_prompt_ids=torch.tensor([tokens(127, 1)]), max_new_tokens=4)
 

@@ -1,0 +1,9 @@
+"""`python -m lmguide`: the command line."""
+
+import sys
+
+from lmguide.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())
