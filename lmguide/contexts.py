@@ -1,7 +1,7 @@
 """What a source looks at: descriptions of the extra contexts and models whose next-token laws are combined.
 
-Descriptions only, frozen and serialisable. They know nothing of tensors, caches or engines: `lmguide.sources` turns them into
-rows of token ids and forward passes.
+Descriptions only, frozen and serialisable. They know nothing of tensors, caches or engines: `lmguide.sources` turns
+them into rows of token ids and forward passes.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class NegativePrompt(Context):
     """The same model on another prompt.
 
     Args:
-        prompt: Text, chat messages (through the tokenizer's template) or token ids, for the whole batch or one per row. `None` is
-            the default contrast: with a tokenizer that has a chat template, the template with its content removed; otherwise the
-            last token of the prompt (Sanchez et al., 2306.17806, section 3.1).
+        prompt: Text, chat messages (through the tokenizer's template) or token ids, for the whole batch or one per row.
+            `None` is the default contrast: with a tokenizer that has a chat template, the template with its content
+            removed; otherwise the last token of the prompt (Sanchez et al., 2306.17806, section 3.1).
 
     Example:
         >>> NegativePrompt("A sad story.").prompt
@@ -53,7 +53,7 @@ class NegativePrompt(Context):
 @CONTEXTS.register("last_token")
 @dataclass(frozen=True)
 class LastToken(Context):
-    """The last token of the prompt and nothing before it: the "unconditional" context of Sanchez et al. (2306.17806)."""
+    """The last token of the prompt alone: the "unconditional" context of Sanchez et al. (2306.17806)."""
 
 
 @CONTEXTS.register("empty_prompt")
@@ -103,8 +103,8 @@ class WithoutContext(Context):
     """The prompt with one passage removed: context-aware decoding (CAD, 2305.14739).
 
     Args:
-        passage: The text to remove. Its tokens must stand in the prompt as they are; where tokenisation merges across the passage's
-            border, pass the prompt without it as a negative prompt instead.
+        passage: The text to remove. Its tokens must stand in the prompt as they are; where tokenisation merges across
+            the passage's border, pass the prompt without it as a negative prompt instead.
     """
 
     passage: str
@@ -137,7 +137,8 @@ class PromptPrefix(Context):
 class Suffix(Context):
     """The prompt, the answer so far, and then a short text: minimal test-time intervention (MTI, 2510.13940).
 
-    The suffix runs on the conditional's own key-value cache and is removed from it again: no second cache, no negative prefill.
+    The suffix runs on the conditional's own key-value cache and is removed from it again: no second cache, no negative
+    prefill.
 
     Args:
         suffix: The text, tokenised without special tokens, or token ids.
@@ -173,8 +174,8 @@ class EarlyLayers(Context):
     """The same forward pass read out at earlier layers through the language-model head (DoLa, 2309.03883).
 
     Args:
-        layers: `"low"` or `"high"` (every second layer of the lower or upper half, as in the paper), or the indices of hidden states
-            to read, 0 being the embedding output and `num_hidden_layers` the last.
+        layers: `"low"` or `"high"` (every second layer of the lower or upper half, as in the paper), or the indices of
+            hidden states to read, 0 being the embedding output and `num_hidden_layers` the last.
     """
 
     layers: Literal["low", "high"] | tuple[int, ...] = "low"
@@ -195,8 +196,8 @@ class DroppedBlocks(Context):
     """The same model with some of its transformer blocks skipped, with its own cache (S2-Guidance, 2508.12880).
 
     Args:
-        fraction: Share of the blocks to skip, in (0, 1); at least one. The first block of each attention type always stays,
-            because it tells the cache's length. The paper drops about a tenth.
+        fraction: Share of the blocks to skip, in (0, 1); at least one. The first block of each attention type always
+            stays, because it tells the cache's length. The paper drops about a tenth.
         seed: Of the choice, which is made once: a cache is only valid for one set of blocks.
     """
 

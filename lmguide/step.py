@@ -1,11 +1,11 @@
-"""One guided decoding step, the same for every engine: rules where gates are open, at scheduled strength, renormalised once.
+"""One guided decoding step, the same for every engine.
 
-It knows log-probabilities, not models: whoever calls it says how to get a method's other sources, and is asked only if needed.
+Rules where gates are open, at scheduled strength, renormalised once. It knows log-probabilities, not models: whoever
+calls it says how to get a method's other sources, and is asked only if needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from lmguide import rules
 from lmguide.measures import kl_divergence
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from torch import Tensor
 
     from lmguide.guidance import Guidance
@@ -45,15 +47,16 @@ def guided_step(
 ) -> Guided:
     """Combine the sources of one decoding step.
 
-    With methods `m` open on a row, `score = c + sum_m (rule_m(c, sources_m) - c)`; with one method that is its rule's result, bit
-    for bit. Closed rows keep the conditional. The scores are renormalised once.
+    With methods `m` open on a row, `score = c + sum_m (rule_m(c, sources_m) - c)`; with one method that is its rule's
+    result, bit for bit. Closed rows keep the conditional. The scores are renormalised once.
 
     Args:
         cond: Conditional log-probabilities `[B, V]`, float32.
         methods: The methods.
         strengths: The strength of each, a number or `[B]`, before its schedule.
-        fetch: Gives the log-probabilities `[B, V]` of the other sources of method number `i` by name. Called at most once for
-            each method, and not at all where the gate is closed on every live row or the schedule has the method off.
+        fetch: Gives the log-probabilities `[B, V]` of the other sources of method number `i` by name. Called at most
+            once for each method, and not at all where the gate is closed on every live row or the schedule has the
+            method off.
         progress: The step and how many there will be.
         live: Rows `[B]` still being decoded; finished ones open no gate. `None` is all.
 

@@ -109,7 +109,8 @@ def trace(guided: GuidedModel, *args: Any, top: int = 5, **kwargs: Any) -> Trace
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     if not steps:
         raise ValueError(
-            "guidance: it is off, so there is nothing to trace. Give a strength other than 1 (0 for contrastive methods)."
+            "guidance: it is off, so there is nothing to trace. "
+            "Give a strength other than 1 (0 for contrastive methods)."
         )
     prompt_length = sequences.shape[1] - len(steps)
     end = guided.generation_config.eos_token_id

@@ -3,8 +3,9 @@
     python scripts/bench_huggingface.py                                     # CPU, float32, batch 1 and 4
     python scripts/bench_huggingface.py --device cuda --dtype bfloat16 --batch 1 32
 
-Every mode runs once per round and the rounds interleave the modes, so that whatever else the machine does meets all of them alike. A
-figure is the median over rounds of the ratio to the unguided run of the same round: `cpu` of process CPU time, `wall` of elapsed time.
+Every mode runs once per round and the rounds interleave the modes, so that whatever else the machine does meets all of
+them alike. A figure is the median over rounds of the ratio to the unguided run of the same round: `cpu` of process CPU
+time, `wall` of elapsed time.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lmguide as lg
+from lmguide.huggingface.view import recorded
 from lmguide.measures import entropy
-
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,7 @@ class Row:
     stats: str
 
 
-def model_of(arguments: argparse.Namespace) -> LlamaForCausalLM:
+def model_of(arguments: argparse.Namespace) -> Any:
     """A random Llama of about 320 million parameters."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -85,7 +86,7 @@ def threshold_for(share: float, run: Callable[[float], tuple[Stats, list[float]]
 
 
 def modes_for(
-    model: LlamaForCausalLM, prompt: Tensor, negative: Tensor, new_tokens: int, shares: list[float], prefill: bool
+    model: Any, prompt: Tensor, negative: Tensor, new_tokens: int, shares: list[float], prefill: bool
 ) -> dict[str, Callable[[], str]]:
     """The modes by name; each runs once and tells what it did."""
     options: dict[str, Any] = {
@@ -121,7 +122,7 @@ def modes_for(
             seen: list[float] = []
             finite = min(threshold, 1e9)
             view = lg.guide(model, method(finite))
-            view._recorder = lambda cond, *_: seen.append(float(entropy(cond).max()))
+            view = recorded(view, lambda cond, *_: seen.append(float(entropy(cond).max())))
             view.generate(prompt, **options, **more)
             return view.stats, seen
 
@@ -135,7 +136,9 @@ def modes_for(
     }
     suffix = (17, 23)
     for share in shares:
-        threshold = threshold_for(share, measured(lambda t: lg.SelectiveCFG(1.5, entropy_threshold=t), negative_prompt_ids=negative))
+        threshold = threshold_for(
+            share, measured(lambda t: lg.SelectiveCFG(1.5, entropy_threshold=t), negative_prompt_ids=negative)
+        )
         method = lg.SelectiveCFG(1.5, entropy_threshold=threshold)
         modes[f"SelectiveCFG about {share:.0%}"] = guided(method, negative_prompt_ids=negative)
     for share in shares:
@@ -182,8 +185,9 @@ def table(rows: list[Row]) -> str:
     """The figures as a Markdown table."""
     lines = ["| batch | mode | cpu s | wall s | cpu ratio | wall ratio | |", "|---|---|---|---|---|---|---|"]
     lines += [
-        f"| {r.batch} | {r.mode} | {r.cpu_s:.2f} | {r.wall_s:.2f} | **{r.cpu_ratio:.2f}** | {r.wall_ratio:.2f} | {r.stats} |"
-        for r in rows
+        f"| {row.batch} | {row.mode} | {row.cpu_s:.2f} | {row.wall_s:.2f} "
+        f"| **{row.cpu_ratio:.2f}** | {row.wall_ratio:.2f} | {row.stats} |"
+        for row in rows
     ]
     return "\n".join(lines)
 
@@ -207,10 +211,15 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     model = model_of(arguments)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    machine = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.processor() or platform.machine()
+    machine = (
+        torch.cuda.get_device_name()
+        if arguments.device.startswith("cuda")
+        else platform.processor() or platform.machine()
+    )
     print(
-        f"{millions:.0f} M parameters, {arguments.dtype}, {machine}, {arguments.threads} thread(s), torch {torch.__version__}, "
-        f"transformers {transformers.__version__}; prompt {arguments.prompt}, negative {arguments.negative}, "
+        f"{millions:.0f} M parameters, {arguments.dtype}, {machine}, {arguments.threads} thread(s), "
+        f"torch {torch.__version__}, transformers {transformers.__version__}; "
+        f"prompt {arguments.prompt}, negative {arguments.negative}, "
         f"{1 if arguments.prefill else arguments.new} new tokens, {arguments.rounds} rounds\n",
         flush=True,
     )

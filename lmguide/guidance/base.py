@@ -1,7 +1,7 @@
 """The base of every guidance method: what it needs, how it combines, where and how strongly.
 
-A method is a frozen dataclass. It names its sources, gives the rule that combines their log-probabilities, and may carry a gate
-(where) and a schedule (how strongly). It holds no state and never sees a model run: engines do that.
+A method is a frozen dataclass. It names its sources, gives the rule that combines their log-probabilities, and may
+carry a gate (where) and a schedule (how strongly). It holds no state and never sees a model run: engines do that.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +20,7 @@ from lmguide.schedules import SCHEDULES, Schedule
 from lmguide.serialization import Registry, from_dict, to_dict
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from typing import Self
 
     from torch import Tensor
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Guidance(ABC):
     """One guidance method: score = rule(conditional, other sources), where the gate is open.
 
-    Subclasses are frozen dataclasses registered in `GUIDANCE`; each defines `sources` and `combine`, and names the field that
-    holds its strength. The strength has a value, `off`, at which the method does nothing at all.
+    Subclasses are frozen dataclasses registered in `GUIDANCE`; each defines `sources` and `combine`, and names the
+    field that holds its strength. The strength has a value, `off`, at which the method does nothing at all.
 
     Args:
         gate: Where the method applies; `None` is everywhere.
@@ -140,7 +140,9 @@ def check_strength(argument: str, value: object) -> None:
         raise ValueError(f"{argument}: expected a number or one per row, got none. Give at least one.")
     for item in items:
         if isinstance(item, bool) or not isinstance(item, int | float):
-            raise TypeError(f"{argument}: expected a number or a sequence of numbers, got {item!r}. Give for example 1.5.")
+            raise TypeError(
+                f"{argument}: expected a number or a sequence of numbers, got {item!r}. Give for example 1.5."
+            )
         if not math.isfinite(item):
             raise ValueError(f"{argument}: expected a finite number, got {item}. 1 is off, 1.5 a common choice.")
 
@@ -164,7 +166,10 @@ def as_methods(guidance: Guidance | Sequence[Guidance]) -> tuple[Guidance, ...]:
         )
     for method in methods:
         if not isinstance(method, Guidance):
-            raise TypeError(f"guidance: expected methods such as CFG(1.5), got {type(method).__name__} among them.")
+            raise TypeError(
+                f"guidance: expected methods such as CFG(1.5), got {type(method).__name__} among them. "
+                "parse_guidance reads a string."
+            )
     return tuple(methods)
 
 

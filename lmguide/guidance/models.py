@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,6 +10,8 @@ from lmguide.contexts import Context, OtherModel
 from lmguide.guidance.base import GUIDANCE, Guidance
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 @GUIDANCE.register("autoguidance")
 @dataclass(frozen=True)
 class AutoGuidance(Guidance):
-    """A model guided away from a weaker one: `u + guidance_scale * (c - u)`, `u` being the weak model on the same prompt.
+    """A model guided away from a weaker one: `u + guidance_scale * (c - u)`, `u` the weak model on the prompt.
 
-    Weak is smaller or less trained (autoguidance, 2406.02507), not yet aligned (RLG, 2508.21016: above 1 over-aligns, below 1
-    takes alignment back), or not yet fine-tuned (domain guidance).
+    Weak is smaller or less trained (autoguidance, 2406.02507), not yet aligned (RLG, 2508.21016: above 1 over-aligns,
+    below 1 takes alignment back), or not yet fine-tuned (domain guidance).
 
     Args:
         model: The weak model, or the name or path `from_pretrained` takes.
@@ -49,8 +50,9 @@ class AutoGuidance(Guidance):
 class Contrastive(Guidance):
     """Contrastive decoding: an expert minus an amateur, on the tokens the expert finds plausible.
 
-    `(1 + beta) e - beta a` where `e >= log(plausibility) + max e`, minus infinity elsewhere (O'Brien and Lewis, 2309.09117); or, as
-    first published, `e - beta a` (Li et al., 2210.15097, whose weights (1, -1) are `beta=1`). `e` is the guided model itself.
+    `(1 + beta) e - beta a` where `e >= log(plausibility) + max e`, minus infinity elsewhere (O'Brien and Lewis,
+    2309.09117); or, as first published, `e - beta a` (Li et al., 2210.15097, whose weights (1, -1) are `beta=1`). `e`
+    is the guided model itself.
 
     Args:
         model: The amateur, or the name or path `from_pretrained` takes.
@@ -133,7 +135,9 @@ class DExperts(Guidance):
 @GUIDANCE.register("proxy_tuning")
 @dataclass(frozen=True)
 class ProxyTuning(DExperts):
-    """Proxy tuning: a large base model moved by what tuning did to a small one, `c + alpha * (tuned - untuned)` (2401.08565).
+    """Proxy tuning: a large model moved by what tuning did to a small one.
+
+    `c + alpha * (tuned - untuned)` (2401.08565).
 
     Args:
         expert: The small tuned model, or its name or path.

@@ -17,8 +17,8 @@ _HELP = 'Write for example cfg:guidance_scale=1.5,negative_prompt="A sad story."
 def parse_guidance(text: str) -> Guidance:
     """The method a compact string or a JSON object describes.
 
-    The form is `name` or `name:key=value,key=value`. A value is JSON (a number, `true`, `null`, a quoted string, a list, an object
-    such as `gate={"name": "period", "every": 2}`) or else a bare text up to the next comma.
+    The form is `name` or `name:key=value,key=value`. A value is JSON (a number, `true`, `null`, a quoted string, a
+    list, an object such as `gate={"name": "period", "every": 2}`) or else a bare text up to the next comma.
 
     Args:
         text: The string.
@@ -30,8 +30,8 @@ def parse_guidance(text: str) -> Guidance:
         ValueError: The form is broken, or a name or value is unknown, with the nearest known name.
 
     Example:
-        >>> parse_guidance('cfg:guidance_scale=2,negative_prompt="A sad, sad story."')
-        CFG(guidance_scale=2, negative_prompt='A sad, sad story.', guidance_rescale=0.0, gate=None, schedule=None)
+        >>> parse_guidance('cfg:guidance_scale=2,negative_prompt="A sad, sad story."').negative_prompt
+        'A sad, sad story.'
     """
     text = text.strip()
     if text.startswith("{"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,6 +20,8 @@ from lmguide.gates import Entropy, Gate
 from lmguide.guidance.base import GUIDANCE, Guidance
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from lmguide.rules import Scale
@@ -31,22 +32,23 @@ if TYPE_CHECKING:
 class CFG(Guidance):
     """Classifier-free guidance: `u + guidance_scale * (c - u)` on log-probabilities.
 
-    `c` is the model on the prompt, `u` the same model on the negative prompt. Sanchez et al., "Stay on topic with Classifier-Free
-    Guidance", 2306.17806, equations 5 to 7.
+    `c` is the model on the prompt, `u` the same model on the negative prompt. Sanchez et al., "Stay on topic with
+    Classifier-Free Guidance", 2306.17806, equations 5 to 7.
 
     Args:
-        guidance_scale: Strength, one for all or one per row; 1 is off (and costs nothing), 0 the negative prompt alone, 1.5 the
-            paper's choice. Any finite number.
-        negative_prompt: What to move away from: text, chat messages, token ids, a `Context` such as `EmptyPrompt()`, or `None`
-            for the default contrast (see `NegativePrompt`).
-        guidance_rescale: In [0, 1]: how far the spread of the guided scores is brought back to the conditional's; 0 is not at all.
+        guidance_scale: Strength, one for all or one per row; 1 is off (and costs nothing), 0 the negative prompt alone,
+            1.5 the paper's choice. Any finite number.
+        negative_prompt: What to move away from: text, chat messages, token ids, a `Context` such as `EmptyPrompt()`, or
+            `None` for the default contrast (see `NegativePrompt`).
+        guidance_rescale: In [0, 1]: how far the spread of the guided scores is brought back to the conditional's; 0 is
+            not at all.
 
     Raises:
         ValueError: A strength that is not finite, or a rescale outside [0, 1].
 
     Example:
-        >>> CFG(1.5, negative_prompt="A sad story.").to_json()
-        '{"name": "cfg", "guidance_scale": 1.5, "negative_prompt": "A sad story."}'
+        >>> CFG.from_dict({"name": "cfg", "guidance_scale": 2.0}) == CFG(2.0)
+        True
     """
 
     guidance_scale: float | tuple[float, ...] = 1.5
@@ -58,7 +60,7 @@ class CFG(Guidance):
         super().__post_init__()
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(
-                f"guidance_rescale: expected a number in [0, 1], got {self.guidance_rescale}. 0 leaves the scores alone."
+                f"guidance_rescale: expected a number in [0, 1], got {self.guidance_rescale}. 0 leaves scores alone."
             )
 
     def sources(self) -> Mapping[str, Context]:
@@ -76,15 +78,15 @@ class CFG(Guidance):
 class SelectiveCFG(CFG):
     """Classifier-free guidance only where the model is unsure: entropy of the conditional above a threshold.
 
-    The trigger of minimal test-time intervention (MTI, 2510.13940) with a true second branch, which runs only on those steps and
-    catches up on the tokens it missed in one forward.
+    The trigger of minimal test-time intervention (MTI, 2510.13940) with a true second branch, which runs only on those
+    steps and catches up on the tokens it missed in one forward.
 
     Args:
         guidance_scale: As in `CFG`.
         negative_prompt: As in `CFG`.
         guidance_rescale: As in `CFG`.
-        entropy_threshold: Nats, at least 0, of the conditional distribution before temperature. At 1.0 a reasoning model fires on
-            roughly a tenth of its tokens; `guided.stats` tells the rate.
+        entropy_threshold: Nats, at least 0, of the conditional distribution before temperature. At 1.0 a reasoning
+            model fires on roughly a tenth of its tokens; `guided.stats` tells the rate.
 
     Example:
         >>> SelectiveCFG(1.5, entropy_threshold=0.5).when()
@@ -101,10 +103,11 @@ class SelectiveCFG(CFG):
 @GUIDANCE.register("suffix_cfg")
 @dataclass(frozen=True)
 class SuffixCFG(Guidance):
-    """Minimal test-time intervention: `u + guidance_scale * (c - u)` on uncertain steps, `u` being the prompt, the answer so far
-    and a short negative suffix.
+    """Minimal test-time intervention: guidance away from a short negative suffix, on uncertain steps only.
 
-    The suffix runs on the conditional's own cache, so there is no second cache and no negative prefill. Less is More, 2510.13940.
+    `u + guidance_scale * (c - u)`, `u` being the prompt, the answer so far and the suffix.
+    The suffix runs on the conditional's own cache, so there is no second cache and no negative prefill. Less is More,
+    2510.13940.
 
     Args:
         guidance_scale: Strength; 1 is off, 1.5 the paper's choice.
@@ -141,10 +144,11 @@ class SuffixCFG(Guidance):
 @GUIDANCE.register("apg")
 @dataclass(frozen=True)
 class APG(CFG):
-    """Adaptive projected guidance: `c + (guidance_scale - 1) * (d_orth + eta * d_par)` with `d = c - u`, split along `c`.
+    """Adaptive projected guidance: `c + (guidance_scale - 1) * (d_orth + eta * d_par)`, `d = c - u` split along `c`.
 
-    The parallel part mostly sharpens what the model says anyway, the orthogonal part re-ranks. All vectors are centred on the
-    candidate set first. 2410.02416, algorithm 1, without its momentum (neighbouring steps are different variables in text).
+    The parallel part mostly sharpens what the model says anyway, the orthogonal part re-ranks. All vectors are centred
+    on the candidate set first. 2410.02416, algorithm 1, without its momentum (neighbouring steps are different
+    variables in text).
 
     Args:
         guidance_scale: As in `CFG`.
@@ -166,7 +170,7 @@ class APG(CFG):
 @GUIDANCE.register("tangential_cfg")
 @dataclass(frozen=True)
 class TangentialCFG(Guidance):
-    """Tangential damping: classifier-free guidance with `u` projected on the direction that `c` and `u` share (TCFG, 2503.18137).
+    """Tangential damping: guidance with `u` projected on the direction that `c` and `u` share (TCFG, 2503.18137).
 
     Args:
         guidance_scale: As in `CFG`; at 0 the projected `u` remains.
@@ -190,8 +194,8 @@ class TangentialCFG(Guidance):
 class DivergenceDampedCFG(Guidance):
     """Classifier-free guidance that eases off where the branches disagree wildly.
 
-    `1 + (guidance_scale - 1) * exp(-damping * KL(c || u))` takes the place of the scale: the idea of RAAG (2508.03442) with a
-    divergence of distributions for its ratio of norms.
+    `1 + (guidance_scale - 1) * exp(-damping * KL(c || u))` takes the place of the scale: the idea of RAAG (2508.03442)
+    with a divergence of distributions for its ratio of norms.
 
     Args:
         guidance_scale: As in `CFG`: the strength where the branches agree.
@@ -245,7 +249,9 @@ class ICG(_OnContext):
 @GUIDANCE.register("tpg")
 @dataclass(frozen=True)
 class TPG(_OnContext):
-    """Token perturbation guidance: `u` is the model on the prompt with its tokens shuffled (idea of 2506.10036, on the prompt).
+    """Token perturbation guidance: `u` is the model on the prompt with its tokens shuffled.
+
+    The idea of 2506.10036, which shuffles tokens inside the network, on the prompt.
 
     Args:
         guidance_scale: As in `CFG`.
@@ -264,11 +270,13 @@ class TPG(_OnContext):
 class CAD(_OnContext):
     """Context-aware decoding: `(1 + alpha) c - alpha u` with `u` the prompt without its context passage (2305.14739).
 
-    `guidance_scale` is `1 + alpha`; the paper uses 1.5 for summaries and 2 for questions that contradict what the model knows.
+    `guidance_scale` is `1 + alpha`; the paper uses 1.5 for summaries and 2 for questions that contradict what the model
+    knows.
 
     Args:
         guidance_scale: As in `CFG`.
-        passage: The passage of the prompt to leave out; or `None` to pass the prompt without it as `negative_prompt` of `generate`.
+        passage: The passage of the prompt to leave out; or `None` to pass the prompt without it as `negative_prompt` of
+            `generate`.
     """
 
     passage: str | None = None
@@ -283,8 +291,8 @@ class CAD(_OnContext):
 class PREADD(_OnContext):
     """Prefix-adaptive decoding: `u` is a prefix in front of the prompt (2307.03214).
 
-    `guidance_scale` is `1 - alpha` of the paper: above 1 moves away from the prefix (2 is its toxicity setting), below 1 towards it
-    (-1 is its sentiment setting).
+    `guidance_scale` is `1 - alpha` of the paper: above 1 moves away from the prefix (2 is its toxicity setting), below
+    1 towards it (-1 is its sentiment setting).
 
     Args:
         guidance_scale: As in `CFG`.
@@ -304,8 +312,8 @@ class PREADD(_OnContext):
 class PromptMixture(Guidance):
     """Several prompts at once: `c + scale * sum_k weight_k * (s_k - c)`.
 
-    A negative weight moves away from a prompt, a positive one towards it; the conditional takes the rest, so the weights sum to
-    one and the temperature stays.
+    A negative weight moves away from a prompt, a positive one towards it; the conditional takes the rest, so the
+    weights sum to one and the temperature stays.
 
     Args:
         prompts: The other prompts: text, chat messages, token ids or contexts.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -13,6 +12,8 @@ from lmguide.guidance.models import check_plausibility
 from lmguide.guidance.prompts import as_context
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from lmguide.rules import Scale
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 class DoLa(Guidance):
     """Decoding by contrasting layers: `final - scale * early_M`, on the tokens the final layer finds plausible.
 
-    `M` is, at each step and row, the candidate layer whose next-token law has the largest Jensen-Shannon divergence from the final
-    one (2309.03883; the published code computes another quantity under that name). Early layers are read out by the
-    language-model head without the final norm, as published.
+    `M` is, at each step and row, the candidate layer whose next-token law has the largest Jensen-Shannon divergence
+    from the final one (2309.03883; the published code computes another quantity under that name). Early layers are read
+    out by the language-model head without the final norm, as published.
 
     Args:
         layers: Candidate layers: `"low"`, `"high"` or indices (see `EarlyLayers`).

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 class decoding:  # noqa: N801 - reads as a function where it is used, and keeps `stats`
     """Guidance for `model.generate(..., custom_generate=lmguide.decoding(CFG(1.5)))`.
 
-    For code that already holds a `generate` call and cannot take a view. Transformers drops some arguments on the way to such a
-    callable: `streamer` and `tokenizer` (so stop strings), `assistant_model`, `synced_gpus`; and `negative_prompt_ids` goes to its
+    For code that already holds a `generate` call and cannot take a view. Transformers drops some arguments on the way
+    to such a
+    callable: `streamer` and `tokenizer` (so stop strings), `assistant_model`, `synced_gpus`; and `negative_prompt_ids`
+        goes to its
     own processor. Where you need one of those use `lmguide.guide`, which loses nothing.
 
     Args:
@@ -34,7 +36,8 @@ class decoding:  # noqa: N801 - reads as a function where it is used, and keeps 
         >>> model, tokenizer = lg.bundled("tales")
         >>> inputs = tokenizer("A tale of the sea:", return_tensors="pt")
         >>> door = lg.decoding(lg.CFG(3.0), tokenizer=tokenizer)
-        >>> output = model.generate(**inputs, max_new_tokens=20, custom_generate=door, negative_prompt="A tale of space:")
+        >>> options = {"custom_generate": door, "negative_prompt": "A tale of space:"}
+        >>> output = model.generate(**inputs, max_new_tokens=20, **options)
         >>> door.stats.steps
         20
     """
@@ -67,7 +70,7 @@ class decoding:  # noqa: N801 - reads as a function where it is used, and keeps 
             )
         view = guide(model, self.methods, self.tokenizer)
         call = for_call(view, negative_prompt=negative_prompt)
-        loop = call._beam_search if generation_config.num_beams > 1 else call._sample
+        loop: Any = call._beam_search if generation_config.num_beams > 1 else call._sample
         result = loop(
             input_ids,
             logits_processor=logits_processor,

@@ -25,7 +25,7 @@ SEAMS = {
     "_assisted_decoding",
     "_reorder_cache",
 }
-"""Methods the view overrides. Where another library has put its own on the model object, one of the two would be lost."""
+"""Methods the view overrides. Where another library has put its own on the model, one of the two would be lost."""
 
 
 def check_model(model: Any) -> PreTrainedModel:
@@ -40,7 +40,8 @@ def check_model(model: Any) -> PreTrainedModel:
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         if any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values()):
             raise ValueError(
-                "model: PEFT prompt learning has its own generate(), which cannot be guided. Use LoRA or another adapter."
+                "model: PEFT prompt learning has its own generate(), which cannot be guided. "
+                "Use LoRA or another adapter."
             )
         model = model.get_base_model()
     if not isinstance(model, PreTrainedModel) or not isinstance(model, GenerationMixin):
@@ -63,7 +64,8 @@ def check_model(model: Any) -> PreTrainedModel:
     text = model.config.get_text_config(decoder=True)
     if "mrope_section" in str(getattr(text, "rope_parameters", None)):
         raise ValueError(
-            f"model: {name} has multimodal rotary positions (M-RoPE), which the view does not rebuild. Use a text model."
+            f"model: {name} has multimodal rotary positions (M-RoPE), which the view does not rebuild. "
+            "Use a text model."
         )
     return cast("PreTrainedModel", model)
 
@@ -76,18 +78,22 @@ def check_call(view: Any, inputs: Any, kwargs: dict[str, Any]) -> None:
     """
     if kwargs.get("custom_generate") is not None:
         raise ValueError(
-            "custom_generate: a guided view has its own loop. Use model.generate(custom_generate=lmguide.decoding(...))."
+            "custom_generate: a guided view has its own loop. "
+            "Use model.generate(custom_generate=lmguide.decoding(...))."
         )
     if kwargs.get("cache_implementation") == "paged":
         raise ValueError(CONTINUOUS_BATCHING)
     for config in (kwargs.get("generation_config"), view.generation_config):
         if config is not None and config.guidance_scale not in {None, 1}:
             raise ValueError(
-                "generation_config: its guidance_scale would guide a second time. Set it to None; the view takes guidance_scale itself."
+                "generation_config: its guidance_scale would guide a second time. "
+                "Set it to None; the view takes guidance_scale itself."
             )
     mask = kwargs.get("attention_mask")
     if isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[1] and not bool(mask.any(1).all()):
-        raise ValueError("attention_mask: expected at least one token in every row, got a row of zeros. Drop the empty prompt.")
+        raise ValueError(
+            "attention_mask: expected at least one token in every row, got a row of zeros. Drop the empty prompt."
+        )
     name = "inputs" if inputs is not None else "input_ids"
     ids = inputs if inputs is not None else kwargs.get("input_ids")
     if ids is None or not isinstance(ids, torch.Tensor) or ids.is_floating_point():

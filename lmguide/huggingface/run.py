@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
-    from transformers import Cache, GenerationConfig, PreTrainedModel
+    from transformers import Cache, GenerationConfig
 
     from lmguide.huggingface.view import Plan
 
@@ -53,8 +53,8 @@ class Run:
     Args:
         plan: Model, methods and tokenizer of the view.
         negative: Rows of the negative prompt given to this call, made when the batch is known; see `Sources`.
-        recorder: Called for each scored position with conditional log-probabilities, guided scores `[B, V]`, the rows `[B]` on
-            which guidance applied, and the progress.
+        recorder: Called for each scored position with conditional log-probabilities, guided scores `[B, V]`, the rows
+            `[B]` on which guidance applied, and the progress.
     """
 
     def __init__(
@@ -73,17 +73,21 @@ class Run:
         self._stacking = False
         self._static: StaticCache | None = None
         self._cache: Cache | None = None
-        self._fired: Tensor | None = None
+        self._fired = torch.zeros((), dtype=torch.long)
 
     def begin(
         self,
-        view: PreTrainedModel,
+        view: Any,
         input_ids: Tensor,
         config: GenerationConfig,
         arguments: dict[str, Any],
         assisted: bool,
     ) -> dict[str, Any]:
-        """Set up the sources at the start of a decoding loop; returns the loop's keyword arguments, possibly with another cache."""
+        """Set up the sources at the start of a decoding loop.
+
+        Returns:
+            The loop's keyword arguments, possibly with another cache.
+        """
         self.config = config
         self.batch, self.prompt_length = input_ids.shape
         name = caches.cache_name(self.plan.model)
@@ -103,14 +107,14 @@ class Run:
                     None,
                     {"encoder_outputs": (self.stack.hidden,)},
                 )
-        elif self.sources.longest_suffix and _is_static(cache):
+        elif self.sources.longest_suffix and cache is not None and _is_static(cache):
             arguments[name] = self._with_room(view, cache, arguments)
         elif self._stacking and isinstance(cache, StaticCache):
             self._static = cache
             arguments[name] = DynamicCache(config=view.config.get_text_config(decoder=True))
         return arguments
 
-    def _with_room(self, view: PreTrainedModel, cache: Cache, arguments: dict[str, Any]) -> Cache:
+    def _with_room(self, view: Any, cache: Cache, arguments: dict[str, Any]) -> Cache:
         """A static cache that holds the suffixes too, which run behind the last token."""
         if getattr(cache, "_is_user_defined", False):
             raise ValueError(
@@ -124,14 +128,13 @@ class Run:
 
     def end(self) -> None:
         """Close the books, and leave a cache that outlives the call with the conditional's rows alone."""
-        if self._fired is not None:
-            self.stats.fired = int(self._fired)
-            for branch in self.sources.branches():
-                self.stats.forwards += branch.forwards
-                self.stats.nfe += branch.forwards
-                self.stats.caught_up += branch.caught_up
-            self.stats.forwards += self.sources.suffix_forwards
-            self.stats.nfe += self.sources.suffix_forwards
+        self.stats.fired = int(self._fired)
+        for branch in self.sources.branches():
+            self.stats.forwards += branch.forwards
+            self.stats.nfe += branch.forwards
+            self.stats.caught_up += branch.caught_up
+        self.stats.forwards += self.sources.suffix_forwards
+        self.stats.nfe += self.sources.suffix_forwards
         if self.stack is not None and self._cache is not None and self._outlives():
             padding = self.stack.padding if isinstance(self.stack, Stack) else 0
             for part in caches.parts(self._cache):
@@ -195,7 +198,7 @@ class Run:
         scores = outputs.logits[:, -pending.scored :].float().log_softmax(-1)
         cond, *others = scores.split(self.batch)
         if blocks > 1:
-            first_block(outputs, self.batch, self.stack.padding if isinstance(self.stack, Stack) else 0)
+            self._own_outputs(outputs, generated.shape[1])
             self.sources.now(pending, outputs, generated, dict(zip(self.sources.stacked, others, strict=True)))
         else:
             self.sources.now(pending, outputs, generated, {})
@@ -204,10 +207,17 @@ class Run:
         outputs.logits = self._combine(cond, generated, pending.scored)
         return outputs
 
+    def _own_outputs(self, outputs: Any, generated: int) -> None:
+        """Leave the conditional's rows in what a stacked pass returns beside logits."""
+        if isinstance(self.stack, EncoderStack):
+            first_block(outputs, self.batch, 0, 0, self.stack.width)
+        elif self.stack is not None:
+            first_block(outputs, self.batch, self.stack.padding, self.stack.length + generated, None)
+
     def _combine(self, cond: Tensor, generated: Tensor, scored: int) -> Tensor:
         total = self.config.max_length - self.prompt_length
         guided = []
-        applied = False
+        applied = torch.zeros((), dtype=torch.bool, device=cond.device)
         for place in range(scored):
             progress = Progress(generated.shape[1] - scored + 1 + place, total)
 

@@ -1,8 +1,7 @@
-"""The sources of one guided call, bound to its prompts: what each method's contexts have become, and their scores at a step."""
+"""The sources of one guided call, bound to its prompts, and their scores at a step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,13 @@ from lmguide.schedules import Progress
 from lmguide.sources import caches
 from lmguide.sources.binding import bind
 from lmguide.sources.branch import Branch, forward
+from lmguide.sources.ids import Rows, check_positions, pack
 from lmguide.sources.layers import candidate_layers, early_logits
 from lmguide.sources.models import fitted
-from lmguide.sources.ids import Rows, check_positions, pack
 from lmguide.sources.rows import RowBuilder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
     from transformers import Cache, PreTrainedModel
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
     from lmguide.huggingface.run import Run
 
 LAZY_SHARE = 0.25
-"""A schedule that is off on more than this share of the steps makes its sources run lazily: a stacked source costs about a fifth of
-a step whether used or not, a lazy one a whole step when used."""
+"""A schedule that is off on more than this share of the steps makes its sources run lazily: a stacked source costs
+about a fifth of a step whether used or not, a lazy one a whole step when used."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,14 @@ class Sources:
             yield extra["encoder_outputs"].last_hidden_state, extra["attention_mask"]
 
     def now(self, pending: Pending, outputs: Any, generated: Tensor, known: dict[int, Tensor]) -> None:
-        """Turn to a new forward pass of the conditional; `known` are log-probabilities `[B, n, V]` it has brought along."""
+        """Turn to a new forward pass of the conditional.
+
+        Args:
+            pending: What the pass was for.
+            outputs: The model's output.
+            generated: The answer so far, `[B, G]`.
+            known: Log-probabilities `[B, n, V]` of stacked sources, which the pass has brought along.
+        """
         self._pending, self._outputs, self._generated, self._known = pending, outputs, generated, known
         for branch in self.branches():
             branch.rewind(
@@ -252,7 +258,7 @@ def _prompt(
     return pack(Rows(ids, mask).tokens(), ids.device), partial
 
 
-def _encode(model: PreTrainedModel, rows: Rows, batch: int) -> tuple[Tensor, Tensor]:
+def _encode(model: Any, rows: Rows, batch: int) -> tuple[Any, Tensor]:
     """Encoder output and mask for rows, which encoders want padded on the right."""
     lists = rows.tokens()
     width = max(map(len, lists))

@@ -100,12 +100,14 @@ class EncoderStack:
         blocks: Blocks of rows, the conditional included.
         hidden: Encoder outputs of all blocks, `[blocks * B, E, D]`, right-padded.
         mask: Their mask, `[blocks * B, E]`.
+        width: Positions of the conditional's own encoder output.
     """
 
     batch: int
     blocks: int
-    hidden: Tensor
+    hidden: Any
     mask: Tensor
+    width: int
 
     @classmethod
     def of(cls, outputs: Sequence[tuple[Tensor, Tensor]]) -> EncoderStack:
@@ -113,7 +115,7 @@ class EncoderStack:
         width = max(hidden.shape[1] for hidden, _ in outputs)
         hidden = torch.cat([torch.nn.functional.pad(h, (0, 0, 0, width - h.shape[1])) for h, _ in outputs])
         mask = torch.cat([torch.nn.functional.pad(m, (0, width - m.shape[1])) for _, m in outputs])
-        return cls(outputs[0][0].shape[0], len(outputs), hidden, mask)
+        return cls(outputs[0][0].shape[0], len(outputs), hidden, mask, outputs[0][0].shape[1])
 
     def inputs(
         self, prepare: Callable[..., dict[str, Any]], input_ids: Tensor, fresh: int | None, arguments: Mapping[str, Any]
@@ -135,10 +137,22 @@ def tiled(arguments: Mapping[str, Any], batch: int, blocks: int) -> dict[str, An
     }
 
 
-def first_block(outputs: Any, batch: int, padding: int) -> None:
-    """Keep the conditional's rows of hidden states and attentions in a model's output, in place, without the cache's padding."""
+def first_block(outputs: Any, batch: int, padding: int, seen: int, encoder_width: int | None) -> None:
+    """Keep the conditional's rows of hidden states and attentions in a model's output, in place.
+
+    Args:
+        outputs: The model's output.
+        batch: Rows of the conditional.
+        padding: Left padding of its rows in the cache, which attentions leave out.
+        seen: Positions the cache has seen; a sliding layer attends to the last of them only.
+        encoder_width: Positions of the conditional's own encoder output; `None` without an encoder.
+    """
     for key in PER_ROW_OUTPUTS:
         if (values := outputs.get(key)) is None:
             continue
         kept = tuple(value[:batch] for value in values)
-        outputs[key] = tuple(value[..., padding:] for value in kept) if key == "attentions" else kept
+        if key == "attentions":
+            kept = tuple(value[..., max(0, padding - max(0, seen - value.shape[-1])) :] for value in kept)
+        elif key == "cross_attentions":
+            kept = tuple(value[..., :encoder_width] for value in kept)
+        outputs[key] = kept

@@ -1,7 +1,8 @@
 """`guide`: a view of a model whose `generate()` is guided.
 
-The view is an object of a class made on the fly, below the model's own. It shares the model's modules and overrides the seams of
-transformers' generation loop: what goes into a forward pass and what comes out of it. The user's model is not touched.
+The view is an object of a class made on the fly, below the model's own. It shares the model's modules and overrides the
+seams of transformers' generation loop: what goes into a forward pass and what comes out of it. The user's model is not
+touched.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from lmguide.contexts import NegativePrompt
 from lmguide.guidance import Guidance, as_methods
 from lmguide.huggingface import refusals
 from lmguide.huggingface.run import Run, Stats
+from lmguide.sources import caches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +34,9 @@ POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:-1]
 """Names of the arguments of transformers' `generate` behind `inputs`, in their order."""
 
 
+_Model: Any = GenerationMixin
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a view does: the model it looks at, the methods, and the tokenizer."""
@@ -41,7 +46,7 @@ class Plan:
     tokenizer: PreTrainedTokenizerBase | None
 
 
-class GuidedModel(GenerationMixin):
+class GuidedModel(_Model):  # type: ignore[misc] # a class of any model, of which types know nothing
     """The seams. Mixed in before the model's own class; see `guide`.
 
     Attributes:
@@ -53,7 +58,7 @@ class GuidedModel(GenerationMixin):
     _run: Run | None
     _recorder: Callable[..., None] | None
 
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         inputs: Tensor | None = None,
         *args: Any,
@@ -63,14 +68,15 @@ class GuidedModel(GenerationMixin):
         guidance_scale: float | Sequence[float] | None = None,
         **kwargs: Any,
     ) -> GenerateOutput | Tensor:
-        """Transformers' `generate`, guided. Takes everything it takes, and:
+        """Transformers' `generate`, guided.
 
         Args:
             inputs: The prompt, as transformers takes it.
             *args: Further arguments by position, in transformers' order.
             negative_prompt: Text, chat messages or ids, for all prompts or one per prompt; instead of the method's own.
             negative_prompt_ids: Token ids `[P]`, `[1, P]` or `[B, P]` instead.
-            negative_prompt_attention_mask: Their mask, same shape; without it leading padding is inferred where it can be.
+            negative_prompt_attention_mask: Their mask, same shape; without it leading padding is inferred where it can
+                be.
             guidance_scale: A strength, or one per prompt, instead of the method's own.
             **kwargs: Further arguments of transformers' `generate`.
 
@@ -114,7 +120,8 @@ class GuidedModel(GenerationMixin):
     ) -> dict[str, Any]:
         if self._run is not None and not inputs_tensor.is_floating_point():
             self._run.encoder_input = (inputs_tensor, model_kwargs.get("attention_mask"))
-        return super()._prepare_text_encoder_decoder_kwargs_for_generation(inputs_tensor, model_kwargs, *args, **kwargs)
+        encode = super()._prepare_text_encoder_decoder_kwargs_for_generation
+        return cast("dict[str, Any]", encode(inputs_tensor, model_kwargs, *args, **kwargs))
 
     def _prefill(
         self,
@@ -134,8 +141,8 @@ class GuidedModel(GenerationMixin):
     def _reorder_cache(self, cache: Cache, beam_idx: Tensor) -> Cache:
         order = beam_idx if self._run is None else self._run.reorder(cache, beam_idx)
         if hasattr(super(), "_reorder_cache"):
-            return cast("Cache", super()._reorder_cache(cache, order))  # type: ignore[misc]
-        cache.reorder_cache(order)
+            return cast("Cache", super()._reorder_cache(cache, order))
+        caches.expand(cache, order)
         return cache
 
     def _decode(self, loop: Callable[..., Any], input_ids: Tensor, assisted: bool, kwargs: dict[str, Any]) -> Any:
@@ -177,15 +184,16 @@ def guide(
 ) -> GuidedModel:
     """A view of a model whose `generate()` is guided; the model itself is not touched.
 
-    Everything transformers' `generate` does goes on working: sampling, beams, several returned sequences, streamers, stop strings,
-    static caches, prompt lookup, assistant models, other processors. All contexts of the model run as one batched forward per step.
-    With every strength at `off` the view runs the plain model, bit for bit and without a further forward.
+    Everything transformers' `generate` does goes on working: sampling, beams, several returned sequences, streamers,
+    stop strings, static caches, prompt lookup, assistant models, other processors. All contexts of the model run as one
+    batched forward per step. With every strength at `off` the view runs the plain model, bit for bit and without a
+    further forward.
 
     Args:
         model: A causal language model or encoder-decoder of transformers, or a PEFT model around one.
         guidance: A method such as `CFG(1.5)`, or several, whose effects add up.
-        tokenizer: The model's tokenizer; needed where a method is given text or messages, and it gives chat models their
-            default negative prompt.
+        tokenizer: The model's tokenizer; needed where a method is given text or messages, and it gives chat models
+            their default negative prompt.
 
     Returns:
         The view: `isinstance(view, type(model))`. A plain `view(input_ids)` is unguided.
@@ -205,7 +213,8 @@ def guide(
     """
     methods = as_methods(guidance)
     model = refusals.check_model(model)
-    view = cast("GuidedModel", object.__new__(_view_class(type(model))))
+    kind: Any = type(model)
+    view: GuidedModel = object.__new__(_view_class(kind))
     view.__dict__.update(model.__dict__)
     view._plan = Plan(model, methods, tokenizer)
     view._run = None
@@ -215,7 +224,7 @@ def guide(
 
 
 @functools.cache
-def _view_class(cls: type[PreTrainedModel]) -> type[GuidedModel]:
+def _view_class(cls: Any) -> type[GuidedModel]:
     """The class of the views of a model class. It keeps the name, which transformers looks at."""
     prepare_inputs = cls.prepare_inputs_for_generation
 
@@ -225,7 +234,7 @@ def _view_class(cls: type[PreTrainedModel]) -> type[GuidedModel]:
     ) -> dict[str, Any]:
         own = functools.partial(prepare_inputs, self)
         if self._run is None or self._run.plain:
-            return own(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+            return cast("dict[str, Any]", own(input_ids, next_sequence_length=next_sequence_length, **kwargs))
         return cast("dict[str, Any]", self._run.prepare(own, input_ids, next_sequence_length, kwargs))
 
     namespace = {"__module__": cls.__module__, "prepare_inputs_for_generation": prepare_inputs_for_generation}
@@ -234,7 +243,7 @@ def _view_class(cls: type[PreTrainedModel]) -> type[GuidedModel]:
 
 def recorded(view: GuidedModel, recorder: Callable[..., None]) -> GuidedModel:
     """A view of the same model that hands every scored position to `recorder`; see `Run`."""
-    other = cast("GuidedModel", object.__new__(type(view)))
+    other = object.__new__(type(view))
     other.__dict__.update(view.__dict__)
     other._recorder = recorder
     return other
@@ -254,7 +263,7 @@ def for_call(
     plan = _at_call(view._plan, guidance_scale)
     negative = _negative(plan, negative_prompt, negative_prompt_ids, negative_prompt_attention_mask)
     enabled = tuple(method for method in plan.methods if method.enabled)
-    call = cast("GuidedModel", object.__new__(type(view)))
+    call = object.__new__(type(view))
     call.__dict__.update(view.__dict__)
     call._plan = replace(plan, methods=enabled)
     call._run = Run(call._plan, negative, view._recorder) if enabled else None
@@ -298,6 +307,7 @@ def _negative(plan: Plan, prompt: Any, ids: Tensor | None, mask: Tensor | None) 
         return {"prompt": ids, "mask": mask, "argument": "negative_prompt_ids"}
     if mask is not None:
         raise ValueError(
-            "negative_prompt_attention_mask: expected negative_prompt_ids beside it, got negative_prompt. Leave the mask out."
+            "negative_prompt_attention_mask: expected negative_prompt_ids beside it, got negative_prompt. "
+            "Leave the mask out."
         )
     return {"prompt": prompt}

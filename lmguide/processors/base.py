@@ -1,7 +1,8 @@
 """Guidance as a `LogitsProcessor`, for anyone's own decoding loop.
 
-A processor sees token ids and scores, nothing else. Its state is a memo keyed on the prefix it last saw: when the ids do not extend
-it, rows are matched, drafts taken back, or the memo is built anew. So beams, rewinds and a second call are right by construction.
+A processor sees token ids and scores, nothing else. Its state is a memo keyed on the prefix it last saw: when the ids
+do not extend it, rows are matched, drafts taken back, or the memo is built anew. So beams, rewinds and a second call
+are right by construction.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from lmguide.guidance import Guidance, as_methods
 from lmguide.schedules import Progress
 from lmguide.sources.binding import bind
 from lmguide.sources.branch import Branch
+from lmguide.sources.ids import Rows, pack
 from lmguide.sources.layers import candidate_layers, early_logits
 from lmguide.sources.models import fitted
-from lmguide.sources.ids import Rows, pack
 from lmguide.sources.rows import RowBuilder
 from lmguide.step import guided_step
 
@@ -34,12 +35,13 @@ if TYPE_CHECKING:
 class GuidanceLogitsProcessor(LogitsProcessor):
     """Any guidance method or several, as an item of `logits_processor=[...]`.
 
-    The conditional scores are those the loop hands over; every other source is run here, with its own cache, where its method's gate
-    is open. `lmguide.guide` does the same with one batched forward per step and knows the prompt's mask: prefer it where you can.
+    The conditional scores are those the loop hands over; every other source is run here, with its own cache, where its
+    method's gate is open. `lmguide.guide` does the same with one batched forward per step and knows the prompt's mask:
+    prefer it where you can.
 
-    Transformers runs its own penalties before a user's processors, and temperature and top-k after them. The first ids of a call are
-    taken for the prompt. A call whose prompt is exactly the last sequence and one more token cannot be told from the next step of
-    that call: `reset()` tells it.
+    Transformers runs its own penalties before a user's processors, and temperature and top-k after them. The first ids
+    of a call are taken for the prompt. A call whose prompt is exactly the last sequence and one more token cannot be
+    told from the next step of that call: `reset()` tells it.
 
     Args:
         model: The model being decoded, a decoder-only model of transformers.
@@ -47,8 +49,8 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         tokenizer: Its tokenizer, where a method is given text or messages.
         negative_prompt: Instead of the method's own: text, messages or ids; one for all prompts or one per prompt.
         negative_prompt_attention_mask: The mask of a negative prompt given as a tensor of ids.
-        prompt_attention_mask: The mask of the prompts, `[B, L]` or `[1, L]`, for sources that run on the prompt itself; by default
-            leading padding tokens are inferred.
+        prompt_attention_mask: The mask of the prompts, `[B, L]` or `[1, L]`, for sources that run on the prompt itself;
+            by default leading padding tokens are inferred.
 
     Raises:
         TypeError: No guidance, or not a model.
@@ -86,6 +88,9 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         self.negative_prompt = negative_prompt
         self.negative_prompt_attention_mask = negative_prompt_attention_mask
         self.prompt_attention_mask = prompt_attention_mask
+        self._branches: list[Branch] = []
+        self._strengths: list[Scale] = []
+        self._suffixes: dict[int, Tensor] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -94,7 +99,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Guided log-probabilities `[B, V]` in the place of `scores`; the scores themselves where every method is off."""
+        """Guided log-probabilities `[B, V]` in the place of `scores`; the scores themselves if every method is off."""
         if not self.methods:
             return scores
         if not self._follows(input_ids):
@@ -162,7 +167,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             negative = {"prompt": self.negative_prompt, "mask": self.negative_prompt_attention_mask}
         prompt = pack(Rows(input_ids, self._mask(input_ids)).tokens(), input_ids.device)
         self._branches = []
-        self._suffixes: dict[int, Tensor] = {}
+        self._suffixes = {}
         builder = RowBuilder(prompt, batch, self.model, self.tokenizer, input_ids.device, expanded=True)
         for index, context in enumerate(found):
             self._branches.append(self._branch(index, context, builder, negative))
@@ -214,10 +219,12 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             mask = self.prompt_attention_mask
             if mask.ndim != 2 or mask.shape[1] != input_ids.shape[1] or input_ids.shape[0] % mask.shape[0]:
                 raise ValueError(
-                    f"prompt_attention_mask: expected shape {list(input_ids.shape)}, got {list(mask.shape)}. Pass the prompt's own mask."
+                    f"prompt_attention_mask: expected shape {list(input_ids.shape)}, got {list(mask.shape)}. "
+                    "Pass the prompt's own mask."
                 )
             return mask.repeat_interleave(input_ids.shape[0] // mask.shape[0], 0)
         pad = self.model.generation_config.pad_token_id
         if pad is None:
             return torch.ones_like(input_ids)
-        return (input_ids != pad).long().cummax(-1).values
+        tokens: Tensor = (input_ids != pad).long().cummax(-1).values
+        return tokens

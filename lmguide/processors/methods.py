@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class CFGLogitsProcessor(GuidanceLogitsProcessor):
-    """`CFG` as a processor: transformers' own `guidance_scale`, right under beams, assisted decoding and state-space models.
+    """`CFG` as a processor.
+
+    What transformers' own `guidance_scale` is meant to do, right also under beams, drafts and state-space models.
 
     Args:
         model: The model being decoded.

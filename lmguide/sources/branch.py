@@ -1,6 +1,7 @@
 """A branch: one model on one context, with its own cache, run only when its scores are wanted.
 
-It catches up on all tokens it has missed in one forward pass, follows beams as they are re-ordered, and takes rejected drafts back.
+It catches up on all tokens it has missed in one forward pass, follows beams as they are re-ordered, and takes rejected
+drafts back.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 
 RESUMES_EXACTLY = {"mamba2", "qwen3_next"}
-"""Recurrent families whose forward takes several tokens behind a cached state and gives the same numbers as one token at a time. Mamba's
-own (transformers 5.19) starts such a chunk from an empty state, so whatever is not listed here is fed token by token."""
+"""Recurrent families whose forward takes several tokens behind a cached state and gives the same numbers as one token
+at a time. Mamba's own (transformers 5.19) starts such a chunk from an empty state, so whatever is not listed here is
+fed token by token."""
 
 
 class Branch:
@@ -139,7 +141,7 @@ class Branch:
 
 
 def forward(
-    model: PreTrainedModel,
+    model: Any,
     ids: Tensor,
     mask: Tensor,
     cache: Cache | None,

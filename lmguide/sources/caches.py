@@ -1,7 +1,7 @@
 """Key-value caches of transformers: made, joined along the batch, taken apart again, and lent out.
 
-All knowledge of cache layers lives here. Joining puts several contexts of one model into one cache, rows under rows, each padded
-on the left to the longest, so that one forward pass serves them all.
+All knowledge of cache layers lives here. Joining puts several contexts of one model into one cache, rows under rows,
+each padded on the left to the longest, so that one forward pass serves them all.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def cache_name(model: PreTrainedModel) -> str:
     return "cache_params" if "mamba" in type(model).__name__.lower() else "past_key_values"
 
 
-def new_cache(model: PreTrainedModel) -> Cache | None:
+def new_cache(model: Any) -> Cache | None:
     """An empty dynamic cache for a model; `None` for families that manage their own."""
     if not model._supports_default_dynamic_cache():
         return None
@@ -71,22 +71,22 @@ def join(target: Cache, others: Sequence[Cache], lengths: Sequence[int]) -> None
         lengths: Tokens each has seen: that of `target`, then those of the others.
     """
     longest = max(lengths)
-    for index, layer in enumerate(target.layers):
-        parts = [layer, *(other.layers[index] for other in others)]
-        if isinstance(layer, LinearAttentionLayer):
+    for index, layer in enumerate(_layers(target)):
+        same = [layer, *(_layers(other)[index] for other in others)]
+        if _is(layer, LinearAttentionLayer):
             for states in ("conv_states", "recurrent_states"):
                 own = getattr(layer, states)
                 for key, value in own.items():
                     if value is not None:
-                        own[key] = torch.cat([getattr(part, states)[key] for part in parts])
-        if isinstance(layer, DynamicLayer) and layer.is_initialized:
-            held = [part.keys.shape[-2] + longest - seen for part, seen in zip(parts, lengths, strict=True)]
-            width = max(held) if not isinstance(layer, DynamicSlidingWindowLayer) else _window(layer, held)
-            layer.keys = torch.cat([_left_pad(part.keys, width) for part in parts])
-            layer.values = torch.cat([_left_pad(part.values, width) for part in parts])
-            if isinstance(layer, DynamicSlidingWindowLayer):
+                        own[key] = torch.cat([getattr(part, states)[key] for part in same])
+        if _is(layer, DynamicLayer) and layer.is_initialized:
+            held = [part.keys.shape[-2] + longest - seen for part, seen in zip(same, lengths, strict=True)]
+            width = max(held) if not _is(layer, DynamicSlidingWindowLayer) else _window(layer, held)
+            layer.keys = torch.cat([_left_pad(part.keys, width) for part in same])
+            layer.values = torch.cat([_left_pad(part.values, width) for part in same])
+            if _is(layer, DynamicSlidingWindowLayer):
                 layer.cumulative_length = longest
-        for part in parts[1:]:
+        for part in same[1:]:
             part.reset()
 
 
@@ -98,35 +98,35 @@ def take(cache: Cache, rows: int, padding: int) -> None:
         rows: How many rows to keep.
         padding: Padding tokens on their left.
     """
-    for layer in cache.layers:
-        if isinstance(layer, LinearAttentionLayer):
+    for layer in _layers(cache):
+        if _is(layer, LinearAttentionLayer):
             for states in (layer.conv_states, layer.recurrent_states):
                 for key, value in states.items():
                     if value is not None:
                         states[key] = value[:rows].clone()
-        if isinstance(layer, DynamicLayer) and layer.is_initialized:
+        if _is(layer, DynamicLayer) and layer.is_initialized:
             held = layer.keys.shape[-2]
-            if isinstance(layer, DynamicSlidingWindowLayer):
+            if _is(layer, DynamicSlidingWindowLayer):
                 dropped = max(0, padding - (layer.cumulative_length - held))
                 layer.cumulative_length -= padding
             else:
                 dropped = padding
             layer.keys = layer.keys[:rows, :, dropped:].clone()
             layer.values = layer.values[:rows, :, dropped:].clone()
-        if isinstance(layer, StaticLayer) and layer.is_initialized:
+        if _is(layer, StaticLayer) and layer.is_initialized:
             seen = int(layer.get_seq_length())
             dropped = max(0, padding - max(0, seen - layer.max_cache_len))
             layer.keys = layer.keys[:rows].roll(-dropped, 2)
             layer.values = layer.values[:rows].roll(-dropped, 2)
             layer.batch_size = rows
             layer.cumulative_length.fill_(min(seen - padding, layer.max_cache_len))
-            if isinstance(layer, StaticSlidingWindowLayer):
+            if _is(layer, StaticSlidingWindowLayer):
                 layer.cumulative_length_int = seen - padding
 
 
 def fill(static: Cache, source: Cache) -> None:
     """Write the content of a joined dynamic cache into an empty static one, layer by layer, emptying the source."""
-    for index, layer in enumerate(source.layers):
+    for index, layer in enumerate(_layers(source)):
         seen = layer.get_seq_length()  # more than a sliding layer still holds; what is missing is outside its window
         static.update(_left_pad(layer.keys, seen), _left_pad(layer.values, seen), index)
         layer.reset()
@@ -134,15 +134,16 @@ def fill(static: Cache, source: Cache) -> None:
 
 def expand(cache: Cache, rows: Tensor) -> None:
     """Select rows along the batch, in place, with repeats if the index has them."""
-    cache.reorder_cache(rows)
+    order: Any = rows
+    cache.reorder_cache(order)
 
 
 def croppable(cache: Cache, tokens: int) -> bool:
-    """Whether that many tokens can be taken off the end of a cache: recurrent states and slid windows cannot go back."""
-    for layer in parts(cache)[0].layers:
-        if isinstance(layer, LinearAttentionLayer):
+    """Whether that many tokens can be taken off a cache's end: recurrent states and slid windows cannot go back."""
+    for layer in _layers(parts(cache)[0]):
+        if _is(layer, LinearAttentionLayer):
             return False
-        if isinstance(layer, DynamicSlidingWindowLayer) and layer.is_initialized:
+        if _is(layer, DynamicSlidingWindowLayer) and layer.is_initialized:
             left = layer.cumulative_length - tokens
             if layer.keys.shape[-2] - tokens < min(left, layer.sliding_window - 1):
                 return False
@@ -151,8 +152,8 @@ def croppable(cache: Cache, tokens: int) -> bool:
 
 def crop(cache: Cache, tokens: int) -> None:
     """Take tokens off the end of a cache; layers never used, such as those of skipped blocks, are passed over."""
-    for layer in parts(cache)[0].layers:  # an encoder's states have nothing to do with the answer's length
-        if not isinstance(layer, DynamicLayer) or layer.is_initialized:
+    for layer in _layers(parts(cache)[0]):  # an encoder's states have nothing to do with the answer's length
+        if not _is(layer, DynamicLayer) or layer.is_initialized:
             layer.crop(-tokens)
 
 
@@ -160,14 +161,14 @@ def crop(cache: Cache, tokens: int) -> None:
 def lent(cache: Cache, drop: int = 0) -> Iterator[None]:
     """Lend a cache to a forward pass that must leave no trace, without copying its keys and values.
 
-    Dynamic layers never write in place, so the tensors they hold are enough to return; linear-attention states and static layers
-    are written in place, so those are copied or rewound.
+    Dynamic layers never write in place, so the tensors they hold are enough to return; linear-attention states and
+    static layers are written in place, so those are copied or rewound.
 
     Args:
         cache: The cache.
         drop: Tokens to take off its end while it is lent.
     """
-    layers = [layer for part in parts(cache) for layer in part.layers]
+    layers = [layer for part in parts(cache) for layer in _layers(part)]
     saved = [_save(layer) for layer in layers]
     try:
         if drop:
@@ -185,12 +186,21 @@ def parts(cache: Cache) -> list[Cache]:
     return [cache]
 
 
+def _is(layer: Any, kind: type) -> bool:
+    """`isinstance` that leaves the type open: transformers' layers are typed as if they were empty."""
+    return isinstance(layer, kind)
+
+
+def _layers(cache: Cache) -> list[Any]:
+    return list(cache.layers)
+
+
 def _save(layer: Any) -> dict[str, Any]:
     state = dict(layer.__dict__)
     for key, value in state.items():
         if isinstance(value, dict):  # the states of linear attention, by index
             state[key] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in value.items()}
-        elif isinstance(layer, StaticLayer) and isinstance(value, torch.Tensor) and layer.is_initialized:
+        elif _is(layer, StaticLayer) and isinstance(value, torch.Tensor) and layer.is_initialized:
             state[key] = value.clone()
     return state
 
@@ -198,7 +208,7 @@ def _save(layer: Any) -> dict[str, Any]:
 def _restore(layer: Any, state: dict[str, Any]) -> None:
     for key, value in state.items():
         current = layer.__dict__.get(key)
-        if isinstance(layer, StaticLayer) and isinstance(value, torch.Tensor) and isinstance(current, torch.Tensor):
+        if _is(layer, StaticLayer) and isinstance(value, torch.Tensor) and isinstance(current, torch.Tensor):
             current.copy_(value)  # its address may be known to a compiled graph
         elif isinstance(value, dict):
             _restore_states(current, value)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +80,8 @@ def checked(
         )
     if len(lists) not in {1, batch} and not (expanded and batch % len(lists) == 0):
         raise ValueError(
-            f"{argument}: expected 1 row or one per prompt ({batch}), got {len(lists)}. Give as many as there are prompts."
+            f"{argument}: expected 1 row or one per prompt ({batch}), got {len(lists)}. "
+            "Give as many as there are prompts."
         )
     for row in lists:
         for token in row:
@@ -123,6 +123,7 @@ def _from_tensor(
         )
     if ids.device != device:
         raise ValueError(f"{argument}: expected it on {device} like the prompt, got {ids.device}. Move it with .to().")
+    keep: Any = mask
     if mask is None:
         keep = torch.ones_like(ids) if pad_token_id is None else (ids != pad_token_id).long().cummax(-1).values
     else:
@@ -142,7 +143,7 @@ def _from_sequence(ids: object, mask: object, argument: str) -> list[list[int]]:
             f"{argument}: an attention mask goes with a tensor of ids, got {type(ids).__name__}. "
             "Leave the mask out: rows given as lists may differ in length."
         )
-    items = list(ids) if isinstance(ids, Sequence) else [ids]
+    items: list[Any] = list(ids) if isinstance(ids, Sequence) else [ids]
     lists = [list(row) for row in items] if items and isinstance(items[0], Sequence) else [items]
     if not all(isinstance(token, int) and not isinstance(token, bool) for row in lists for token in row):
         raise ValueError(f"{argument}: expected token ids, got {ids!r}. Pass the tokenizer's input_ids.")

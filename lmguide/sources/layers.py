@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def candidate_layers(context: EarlyLayers, model: PreTrainedModel) -> tuple[int, ...]:
     """Indices of the hidden states a context names, 0 being the embedding output.
 
-    "low" and "high" are every second layer of the lower or upper half (of the first or last twenty for models of more than forty);
-    with tied embeddings the embedding output is left out of "low", because it only repeats the last token (2309.03883, section 3).
+    "low" and "high" are every second layer of the lower or upper half (of the first or last twenty for models of more
+    than forty); with tied embeddings the embedding output is left out of "low", because it only repeats the last token
+    (2309.03883, section 3).
 
     Raises:
         ValueError: An index outside the model, or the last layer itself.
@@ -69,7 +70,7 @@ def without_blocks(model: PreTrainedModel, context: DroppedBlocks) -> PreTrained
     path, blocks = _blocks(model)
     if model.config.is_encoder_decoder and inspect.signature(blocks[0].forward).return_annotation is not torch.Tensor:
         raise ValueError(
-            f"S2-Guidance: the blocks of {type(model).__name__} hand on more than hidden states, so none can be skipped. "
+            f"S2-Guidance: the blocks of {type(model).__name__} hand on more than hidden states: none can be skipped. "
             "Use CFG, or a model whose blocks do not."
         )
     kinds = [_kind(model, index) for index in range(len(blocks))]
@@ -82,7 +83,8 @@ def without_blocks(model: PreTrainedModel, context: DroppedBlocks) -> PreTrained
     order = torch.randperm(len(droppable), generator=torch.Generator().manual_seed(context.seed)).tolist()
     dropped = {droppable[place] for place in order[:count]}
     thinned = torch.nn.ModuleList(_Skipped(block) if index in dropped else block for index, block in enumerate(blocks))
-    return _replaced(model, path, thinned)
+    copied: PreTrainedModel = _replaced(model, path, thinned)
+    return copied
 
 
 class _Skipped(torch.nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -27,12 +27,13 @@ def resolve(context: OtherModel, model: PreTrainedModel, tokenizer: PreTrainedTo
         ValueError: The vocabularies differ; the first differing token is named.
         TypeError: The context holds something that is no model.
     """
-    other, other_tokenizer = context.model, context.tokenizer
+    other: Any = context.model
+    other_tokenizer = context.tokenizer
     if isinstance(other, str):
         other, loaded = _load(other, model.config.is_encoder_decoder, model.dtype)
         other = other.to(model.device)
         other_tokenizer = other_tokenizer or loaded
-    if not isinstance(other, torch.nn.Module) or not hasattr(other, "generation_config"):
+    if not hasattr(other, "generation_config") or not callable(other):
         raise TypeError(f"model: expected a transformers model or its name, got {type(other).__name__}.")
     if other.config.is_encoder_decoder != model.config.is_encoder_decoder:
         raise ValueError("model: expected the same kind of model, but one is an encoder-decoder and the other is not.")
@@ -41,7 +42,8 @@ def resolve(context: OtherModel, model: PreTrainedModel, tokenizer: PreTrainedTo
             f"model: expected it on {model.device} like the guided model, got {other.device}. Move it with .to()."
         )
     check_vocabulary(model, tokenizer, other, other_tokenizer)
-    return other
+    checked: PreTrainedModel = other
+    return checked
 
 
 def check_vocabulary(
@@ -62,20 +64,23 @@ def check_vocabulary(
         for index in sorted(mine.keys() | theirs.keys()):
             if mine.get(index) != theirs.get(index):
                 raise ValueError(
-                    f"model: expected the same vocabulary, but token {index} is {mine.get(index)!r} in the guided model and "
-                    f"{theirs.get(index)!r} in the other. Use a model of the same family."
+                    f"model: expected the same vocabulary, but token {index} is {mine.get(index)!r} in the guided "
+                    f"model and {theirs.get(index)!r} in the other. Use a model of the same family."
                 )
         return
     sizes = [m.config.get_text_config(decoder=True).vocab_size for m in (model, other)]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"model: expected the same vocabulary size, {sizes[0]}, got {sizes[1]}. If the tokenizers agree and only the padding "
-            "of the embedding differs, pass both tokenizers so that this can be checked."
+            f"model: expected the same vocabulary size, {sizes[0]}, got {sizes[1]}. If the tokenizers agree and only "
+            "the padding of the embedding differs, pass both tokenizers so that this can be checked."
         )
 
 
 def fitted(logits: Tensor, vocab_size: int) -> Tensor:
-    """Logits cut or filled with minus infinity to a vocabulary size: models of one tokenizer may pad their embeddings differently."""
+    """Logits cut, or filled with minus infinity, to a vocabulary size.
+
+    Models of one tokenizer may pad their embeddings differently.
+    """
     missing = vocab_size - logits.shape[-1]
     if missing > 0:
         return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)

@@ -119,7 +119,8 @@ class RowBuilder:
         tokens = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
         if not tokens:
             raise ValueError(
-                f"{argument}: expected a text with at least one token, got {text!r}. For no prompt at all use EmptyPrompt()."
+                f"{argument}: expected a text with at least one token, got {text!r}. "
+                "For no prompt at all use EmptyPrompt()."
             )
         return tokens
 
@@ -141,8 +142,8 @@ class RowBuilder:
             )
         if self.partial and not isinstance(context, contexts.LastToken):
             raise ValueError(
-                f"past_key_values: {type(context).__name__} is made from the whole prompt, and only its new part was given. "
-                "Pass the full input_ids beside the cache."
+                f"past_key_values: {type(context).__name__} is made from the whole prompt, but only its new part was "
+                "given. Pass the full input_ids beside the cache."
             )
         return self.prompt.tokens()
 

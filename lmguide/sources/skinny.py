@@ -1,7 +1,8 @@
 """Matrix products with two or three rows on CPUs, where the general routine spends most of its time packing weights.
 
-Guidance turns the one row of a decoding step into two or three, and a short suffix is two or three tokens. There MKL's sgemm costs 1.6
-to 3 times a single row (AMD EPYC, torch 2.13); the transposed product reads the weights once, packs nothing, and costs 0.9 to 1.4.
+Guidance turns the one row of a decoding step into two or three, and a short suffix is two or three tokens. There MKL's
+sgemm costs 1.6 to 3 times a single row (AMD EPYC, torch 2.13); the transposed product reads the weights once, packs
+nothing, and costs 0.9 to 1.4.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
-
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -65,14 +65,14 @@ class Setting:
         """An entropy, in nats, that about half of the model's steps exceed."""
         return _median_entropy(self.model, tuple(self.prompts[0]))
 
-    def law(self, method: str) -> Law:
-        """The law of a method in this setting."""
+    def law(self, method: str, model: Model | None = None) -> Law:
+        """The law of a method in this setting, for the family's model or another."""
         score = METHODS[method][1]
         negatives = self.negatives if len(self.negatives) > 1 else list(self.negatives) * len(self.prompts)
 
         def law(row: int, answer: list[int]) -> Tensor:
-            view = View(self.model, self.prompts[row], negatives[row], answer)
-            return score(self, view.of(self.model), view)
+            view = View(model or self.model, self.prompts[row], negatives[row], answer)
+            return score(self, view.of(view.model), view)
 
         return law
 

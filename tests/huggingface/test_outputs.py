@@ -60,20 +60,15 @@ def test_states_and_attentions_are_those_of_the_conditional_alone(method: str, m
 
 
 def _trimmed(steps: Any) -> list[list[Tensor]]:
-    """Of every step and layer what stands for tokens: not the padding of a prompt, nor a static cache's unused places."""
-    width = IDS.shape[1]
-    repeat = steps[0][0].shape[0] // IDS.shape[0]
-    real = MASK.bool().repeat_interleave(repeat, 0)
-    return [
-        [
-            state[..., : width + step].transpose(1, 2)[real if step == 0 else slice(None)]
-            if state.ndim == 4
-            # Attentions `[B, H, L, K]`, hidden states `[B, L, D]`; at a later step L is 1, the beams' rows are more.
-            else state[real if step == 0 else slice(None)]
-            for state in layers
-        ]
-        for step, layers in enumerate(steps)
-    ]
+    """Of every step and layer what stands for tokens: no padding of a prompt, no unused places of a static cache."""
+    return [[_real(state, IDS.shape[1] + step) for state in layers] for step, layers in enumerate(steps)]
+
+
+def _real(state: Tensor, width: int) -> Tensor:
+    """Tokens by the rest: of hidden states `[B, L, D]`, or of attentions `[B, H, L, K]` to the first `width` keys."""
+    by_token = state if state.ndim == 3 else state[..., :width].transpose(1, 2)
+    mask = torch.nn.functional.pad(MASK, (0, width - MASK.shape[1]), value=1)[:, -by_token.shape[1] :].bool()
+    return by_token[mask.repeat_interleave(len(state) // len(mask), 0)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
