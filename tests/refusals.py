@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CURE = re.compile(r"[.] \w.*[.?]$", re.DOTALL)
+CURE = re.compile(r"""[.] \w.*[.?]["']?$""", re.DOTALL)
 """The message ends with a sentence of its own."""
 
 

@@ -107,7 +107,7 @@ class Branch:
         if self.cache is None:
             return
         rejected = max(0, self.consumed - valid)
-        if not rejected:
+        if not rejected and not self.record_past:
             return
         if caches.croppable(self.cache, rejected):
             self._settle()
