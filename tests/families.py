@@ -6,7 +6,7 @@ One line in `FAMILIES` puts a new one through the whole matrix (`tests/huggingfa
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tokenizers
 import torch
@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    class Model(tf.PreTrainedModel, tf.GenerationMixin):
-        """What the models are: transformers' two base classes, which its annotations keep apart."""
-
-
+Model: TypeAlias = Any
+"""A model of transformers with `generate`, whose own annotations of it do not hold together."""
 VOCAB = 120
 PAD = 0
 _LLAMA: dict[str, Any] = {
@@ -152,7 +150,7 @@ def made(family: str, seed: int = 0, **config: Any) -> Model:
     config_class, model_class, arguments = FAMILIES[family]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = cast("Model", model_class(config_class(**arguments | _IDS | config)).eval())
+        model: Model = model_class(config_class(**arguments | _IDS | config)).eval()
     model.generation_config.eos_token_id = None
     model.generation_config.forced_eos_token_id = None
     model.generation_config.pad_token_id = PAD
@@ -174,7 +172,7 @@ def padded(rows: Sequence[Sequence[int]], right: bool = False) -> tuple[Tensor, 
 
 
 @cache
-def words() -> tf.PreTrainedTokenizerBase:
+def words() -> Any:
     """A tokenizer for the tiny models: the word w7 is token 7; tokens 0 and 1 pad and begin."""
     vocabulary = {"<pad>": PAD, "<bos>": 1} | {f"w{index}": index for index in range(2, VOCAB)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w2"))

@@ -81,7 +81,7 @@ def test_several_methods_add_their_changes() -> None:
 
 def test_a_token_that_one_method_cuts_stays_cut() -> None:
     """And nothing is NaN where two methods cut."""
-    sources = {"uncond": UNCOND, "amateur": OTHER}
+    sources: dict[str, Any] = {"uncond": UNCOND, "amateur": OTHER}
     cut = lg.Contrastive("x", 0.5, plausibility=0.8)
     for methods in ([cut, lg.CFG(2.0)], [lg.CFG(2.0), cut], [cut, cut, lg.CFG(2.0)]):
         result, _ = step(methods, **sources)

@@ -116,7 +116,10 @@ class Guidance(ABC):
         """
         method = from_dict(GUIDANCE, data)
         if not isinstance(method, cls):
-            raise TypeError(f"expected a description of {cls.__name__}, got one of {type(method).__name__}.")
+            raise TypeError(
+                f"expected a description of {cls.__name__}, got one of {type(method).__name__}. "
+                "Use Guidance.from_dict for any method."
+            )
         return method
 
     @classmethod

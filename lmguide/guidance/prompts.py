@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from lmguide import rules
 from lmguide.contexts import (
     Context,
+    EarlyLayers,
     NegativePrompt,
     Prompt,
     PromptPrefix,
@@ -58,6 +59,7 @@ class CFG(Guidance):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
+        as_context(self.negative_prompt)
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(
                 f"guidance_rescale: expected a number in [0, 1], got {self.guidance_rescale}. 0 leaves scores alone."
@@ -357,7 +359,15 @@ class PromptMixture(Guidance):
 
 
 def as_context(prompt: Prompt | Context | None) -> Context:
-    """A prompt as a context; contexts pass through."""
+    """A prompt as a context; contexts pass through.
+
+    Raises:
+        ValueError: Early layers, which give several laws at once.
+    """
+    if isinstance(prompt, EarlyLayers):
+        raise ValueError(
+            "negative_prompt: early layers give several laws at once, which only DoLa chooses from. Use DoLa."
+        )
     return prompt if isinstance(prompt, Context) else NegativePrompt(prompt)
 
 

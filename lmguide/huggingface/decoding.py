@@ -19,10 +19,9 @@ class decoding:  # noqa: N801 - reads as a function where it is used, and keeps 
     """Guidance for `model.generate(..., custom_generate=lmguide.decoding(CFG(1.5)))`.
 
     For code that already holds a `generate` call and cannot take a view. Transformers drops some arguments on the way
-    to such a
-    callable: `streamer` and `tokenizer` (so stop strings), `assistant_model`, `synced_gpus`; and `negative_prompt_ids`
-        goes to its
-    own processor. Where you need one of those use `lmguide.guide`, which loses nothing.
+    to such a callable: `streamer` and `tokenizer` (so stop strings), `assistant_model`, `synced_gpus`; and
+    `negative_prompt_ids` goes to its own processor. Where you need one of those use `lmguide.guide`, which loses
+    nothing.
 
     Args:
         guidance: A method or several.

@@ -182,15 +182,19 @@ class Run:
         if self.sources.hidden_states:
             inputs["output_hidden_states"] = True
         blocks = self.stack.blocks if self.stack is not None else 1
+        self.count(blocks)
         eager = call is self.plan.model  # a compiled forward has kernels of its own
         with few_rows(self.plan.model, blocks * self.batch * pending.fresh) if eager else nullcontext():
             outputs = call(**inputs)
         return self._guide(outputs, pending)
 
-    def _guide(self, outputs: Any, pending: Pending) -> Any:
-        blocks = self.stack.blocks if self.stack is not None else 1
+    def count(self, blocks: int = 1) -> None:
+        """Count a forward pass over so many stacked contexts."""
         self.stats.forwards += 1
         self.stats.nfe += blocks
+
+    def _guide(self, outputs: Any, pending: Pending) -> Any:
+        blocks = self.stack.blocks if self.stack is not None else 1
         self.stats.steps += 1
         name = caches.cache_name(self.plan.model)
         self._cache = outputs.get(name)

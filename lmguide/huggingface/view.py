@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
-from lmguide.contexts import NegativePrompt
 from lmguide.guidance import Guidance, as_methods
 from lmguide.huggingface import refusals
 from lmguide.huggingface.run import Run, Stats
 from lmguide.sources import caches
+from lmguide.sources.binding import given_negative
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +87,7 @@ class GuidedModel(_Model):  # type: ignore[misc] # a class of any model, of whic
         Raises:
             ValueError: An argument is wrong, or the model or mode cannot be guided exactly; it is named.
         """
-        kwargs.update(zip(POSITIONAL, args, strict=False))
+        kwargs.update(zip(POSITIONAL[: len(args)], args, strict=True))
         ids = kwargs.pop("negative_prompt_ids", negative_prompt_ids)
         mask = kwargs.pop("negative_prompt_attention_mask", negative_prompt_attention_mask)
         refusals.check_call(self, inputs, kwargs)
@@ -103,8 +103,10 @@ class GuidedModel(_Model):  # type: ignore[misc] # a class of any model, of whic
     def _forward(self, call: Callable[..., Any], *args: Any, guided: Any = None, **kwargs: Any) -> Any:
         if guided is not None and self._run is not None:
             return self._run.forward(call, guided, kwargs)
-        if self._run is not None and self._run.plain and self._run.sources.hidden_states:
-            kwargs["output_hidden_states"] = True
+        if self._run is not None and self._run.plain:
+            self._run.count()
+            if self._run.sources.hidden_states:
+                kwargs["output_hidden_states"] = True
         return call(*args, **kwargs)
 
     def get_compiled_call(self, compile_config: Any) -> Callable[..., Any]:
@@ -261,7 +263,7 @@ def for_call(
     The arguments are those of `GuidedModel.generate`. Without an enabled method the copy runs the plain model.
     """
     plan = _at_call(view._plan, guidance_scale)
-    negative = _negative(plan, negative_prompt, negative_prompt_ids, negative_prompt_attention_mask)
+    negative = given_negative(plan.methods, negative_prompt, negative_prompt_ids, negative_prompt_attention_mask)
     enabled = tuple(method for method in plan.methods if method.enabled)
     call = object.__new__(type(view))
     call.__dict__.update(view.__dict__)
@@ -283,31 +285,3 @@ def _at_call(plan: Plan, guidance_scale: float | Sequence[float] | None) -> Plan
             methods[index] = replace(method, guidance_scale=scale)  # type: ignore[call-arg]
             return replace(plan, methods=tuple(methods))
     raise ValueError("guidance_scale: none of the methods has a guidance scale. Set the strength on the method itself.")
-
-
-def _negative(plan: Plan, prompt: Any, ids: Tensor | None, mask: Tensor | None) -> dict[str, Any] | None:
-    """The negative prompt given to `generate`, as arguments of `RowBuilder.negative`."""
-    if prompt is None and ids is None:
-        if mask is not None:
-            raise ValueError("negative_prompt_attention_mask: given without negative_prompt_ids. Pass both or neither.")
-        return None
-    if prompt is not None and ids is not None:
-        raise ValueError("negative_prompt and negative_prompt_ids: expected one of them, got both. Pass one.")
-    takers = [c for method in plan.methods for c in method.sources().values() if isinstance(c, NegativePrompt)]
-    if not takers:
-        raise ValueError(
-            "negative_prompt: none of the methods has one. Add CFG or another method with a negative prompt."
-        )
-    if any(taker != takers[0] for taker in takers):
-        raise ValueError(
-            "negative_prompt: the methods have several different ones, so it is not clear which to replace. "
-            "Set them on the methods themselves."
-        )
-    if ids is not None:
-        return {"prompt": ids, "mask": mask, "argument": "negative_prompt_ids"}
-    if mask is not None:
-        raise ValueError(
-            "negative_prompt_attention_mask: expected negative_prompt_ids beside it, got negative_prompt. "
-            "Leave the mask out."
-        )
-    return {"prompt": prompt}

@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, PreTrainedModel
 
 from lmguide import contexts
 from lmguide.guidance import Guidance, as_methods
 from lmguide.schedules import Progress
-from lmguide.sources.binding import bind
+from lmguide.sources.binding import bind, given_negative
 from lmguide.sources.branch import Branch
 from lmguide.sources.ids import Rows, pack
 from lmguide.sources.layers import candidate_layers, early_logits
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from lmguide.rules import Scale
 
@@ -77,16 +77,22 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         negative_prompt: contexts.Prompt | Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
         prompt_attention_mask: Tensor | None = None,
+        max_new_tokens: int | None = None,
     ) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(
+                f"model: expected a transformers model, got {type(model).__name__}. Load it with AutoModelForCausalLM."
+            )
         if model.config.is_encoder_decoder:
             raise ValueError(
                 "model: a processor does not see an encoder's input. Use lmguide.guide for encoder-decoders."
             )
         self.model = model
-        self.methods = tuple(method for method in as_methods(guidance) if method.enabled)
+        methods = as_methods(guidance)
+        self.methods = tuple(method for method in methods if method.enabled)
         self.tokenizer = tokenizer
-        self.negative_prompt = negative_prompt
-        self.negative_prompt_attention_mask = negative_prompt_attention_mask
+        self.negative = given_negative(methods, negative_prompt, mask=negative_prompt_attention_mask)
+        self.max_new_tokens = max_new_tokens
         self.prompt_attention_mask = prompt_attention_mask
         self._branches: list[Branch] = []
         self._strengths: list[Scale] = []
@@ -128,7 +134,9 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             return {name: source(index) for name, index in self._wiring[method].items()}
 
         cond = scores.float().log_softmax(-1)
-        return guided_step(cond, self.methods, self._strengths, fetch, Progress(generated.shape[1], None)).scores
+        return guided_step(
+            cond, self.methods, self._strengths, fetch, Progress(generated.shape[1], self.max_new_tokens)
+        ).scores
 
     def _follows(self, input_ids: Tensor) -> bool:
         """Whether the ids go on from, or back within, the sequence last seen."""
@@ -162,20 +170,15 @@ class GuidanceLogitsProcessor(LogitsProcessor):
                 if context not in found:
                     found.append(context)
             self._wiring.append({name: found.index(context) for name, context in method.sources().items()})
-        negative = None
-        if self.negative_prompt is not None:
-            negative = {"prompt": self.negative_prompt, "mask": self.negative_prompt_attention_mask}
         prompt = pack(Rows(input_ids, self._mask(input_ids)).tokens(), input_ids.device)
         self._branches = []
         self._suffixes = {}
         builder = RowBuilder(prompt, batch, self.model, self.tokenizer, input_ids.device, expanded=True)
         for index, context in enumerate(found):
-            self._branches.append(self._branch(index, context, builder, negative))
+            self._branches.append(self._branch(index, context, builder))
         self._strengths = [self._strength(method, builder) for method in self.methods]
 
-    def _branch(
-        self, index: int, context: contexts.Context, builder: RowBuilder, negative: dict[str, Any] | None
-    ) -> Branch:
+    def _branch(self, index: int, context: contexts.Context, builder: RowBuilder) -> Branch:
         batch = builder.batch
         if isinstance(context, contexts.Suffix):
             self._suffixes[index] = builder.suffix(context).ids
@@ -188,7 +191,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
 
             extra = {"output_hidden_states": True}
             return Branch(self.model, builder.whole_prompt(context), batch, record_past=True, extra=extra, read=read)
-        model, rows = bind(context, builder, negative)
+        model, rows = bind(context, builder, self.negative)
         if (given := rows.ids.shape[0]) > 1:
             self._check_groups(builder, given, "negative_prompt")
             rows = rows.repeat(batch // given)

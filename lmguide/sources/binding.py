@@ -9,10 +9,12 @@ from lmguide.sources.layers import without_blocks
 from lmguide.sources.models import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from torch import Tensor
     from transformers import PreTrainedModel
 
+    from lmguide.guidance import Guidance
     from lmguide.sources.ids import Rows
     from lmguide.sources.rows import RowBuilder
 
@@ -38,3 +40,45 @@ def bind(
         case contexts.NegativePrompt() if negative is not None:
             return builder.model, builder.negative(**negative)
     return builder.model, builder(context)
+
+
+def given_negative(
+    methods: Sequence[Guidance], prompt: Any, ids: Any = None, mask: Tensor | None = None
+) -> dict[str, Any] | None:
+    """A negative prompt given beside the methods, as arguments of `RowBuilder.negative`; `None` if there is none.
+
+    Args:
+        methods: The methods; exactly one negative prompt among them is to be replaced.
+        prompt: Text, chat messages or ids, under the name `negative_prompt`.
+        ids: Ids under the name `negative_prompt_ids`.
+        mask: The mask of ids.
+
+    Raises:
+        ValueError: Too much is given, too little, or no method or several different ones would take it.
+    """
+    if prompt is None and ids is None:
+        if mask is not None:
+            raise ValueError(
+                "negative_prompt_attention_mask: given without ids of a negative prompt. Pass both or neither."
+            )
+        return None
+    if prompt is not None and ids is not None:
+        raise ValueError("negative_prompt and negative_prompt_ids: expected one of them, got both. Pass one.")
+    takers = [c for method in methods for c in method.sources().values() if isinstance(c, contexts.NegativePrompt)]
+    if not takers:
+        raise ValueError(
+            "negative_prompt: none of the methods has one. Add CFG or another method with a negative prompt."
+        )
+    if any(taker != takers[0] for taker in takers):
+        raise ValueError(
+            "negative_prompt: the methods have several different ones, so it is not clear which to replace. "
+            "Set them on the methods themselves."
+        )
+    if ids is not None:
+        return {"prompt": ids, "mask": mask, "argument": "negative_prompt_ids"}
+    if mask is not None and not hasattr(prompt, "shape"):
+        raise ValueError(
+            "negative_prompt_attention_mask: expected a tensor of ids beside it, got another negative prompt. "
+            "Leave the mask out."
+        )
+    return {"prompt": prompt, "mask": mask}

@@ -116,6 +116,8 @@ class RowBuilder:
     def _tokens(self, text: str, argument: str, special: bool = True) -> list[int]:
         if self.tokenizer is None:
             raise ValueError(f"{argument}: a text needs a tokenizer. Pass tokenizer= to guide(), or give token ids.")
+        if not text:
+            raise ValueError(f"{argument}: expected a text, got an empty one. For no prompt at all use EmptyPrompt().")
         tokens = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
         if not tokens:
             raise ValueError(

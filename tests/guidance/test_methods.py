@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GATE = lg.Entropy(1.5) & ~lg.Period(3, first=1)
-EVERY = {"gate": GATE, "schedule": lg.Window(1, 0.5)}
+EVERY: dict[str, Any] = {"gate": GATE, "schedule": lg.Window(1, 0.5)}
 MESSAGES = ({"role": "system", "content": "Be sad."}, {"role": "user", "content": "Hello."})
 
 # One line for each method, every field away from its default.
@@ -84,7 +84,7 @@ def test_defaults_come_back_too(name: str) -> None:
     method = Guidance.from_dict({"name": name, **required})
     assert Guidance.from_dict(method.to_dict()) == method
     assert method.enabled
-    assert method.gate is method.schedule is None
+    assert (method.gate, method.schedule) == (None, None)
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -157,7 +157,8 @@ def test_the_strength_has_an_off_value(name: str) -> None:
     if name == "dola":
         logps = {key: value[:, None] for key, value in logps.items()}
     cond = torch.randn(3, 9).log_softmax(-1)
-    plain = dataclasses.replace(method, **{"omega": 0.0} if name == "s2" else {})
+    more: dict[str, Any] = {"omega": 0.0} if name == "s2" else {}
+    plain = dataclasses.replace(method, **more)
     if name in {"cfg", "selective_cfg", "apg"}:
         plain = dataclasses.replace(plain, guidance_rescale=0.0)  # type: ignore[call-arg]
     if name in {"contrastive", "dola"}:

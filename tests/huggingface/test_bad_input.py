@@ -158,7 +158,8 @@ def test_the_wrong_number_of_scales(scales: tuple[float, ...]) -> None:
 
 def test_scales_that_fit_the_expanded_batch_but_not_the_prompts() -> None:
     """Three scales for two prompts must not be dealt out to six beams or returned sequences."""
-    for more in ({"num_beams": 3}, {"num_return_sequences": 3, "do_sample": True}):
+    modes: list[dict[str, Any]] = [{"num_beams": 3}, {"num_return_sequences": 3, "do_sample": True}]
+    for more in modes:
         with refused("guidance_scale", "got 3"):
             generate(ids=PAIR, guidance_scale=(1.5, 2.0, 3.0), **more)
 
@@ -174,13 +175,12 @@ def test_a_scale_where_no_method_has_one() -> None:
 
 
 def test_transformers_own_guidance_scale() -> None:
-    for arguments in (
-        lambda config: ([], {"generation_config": config}),
-        lambda config: ([config], {}),
-    ):
-        positional, named = arguments(GenerationConfig(guidance_scale=2.0, max_new_tokens=3))
-        with refused("generation_config", "guidance_scale"):
-            lg.guide(tiny("llama"), lg.CFG(2.0)).generate(PROMPT, *positional, **named)
+    config = GenerationConfig(guidance_scale=2.0, max_new_tokens=3)
+    guided = lg.guide(tiny("llama"), lg.CFG(2.0))
+    with refused("generation_config", "guidance_scale"):
+        guided.generate(PROMPT, generation_config=config)
+    with refused("generation_config", "guidance_scale"):
+        guided.generate(PROMPT, config)
     model = made("llama")
     model.generation_config.guidance_scale = 2.0
     with refused("generation_config", "guidance_scale"):

@@ -78,7 +78,7 @@ def test_a_streamer_of_drafts() -> None:
 
 
 def test_text_arrives_in_another_thread() -> None:
-    streamer = TextIteratorStreamer(words(), skip_prompt=True, timeout=30)  # type: ignore[arg-type]
+    streamer = TextIteratorStreamer(words(), skip_prompt=True, timeout=30)
     thread = Thread(target=guided().generate, args=(IDS,), kwargs={"streamer": streamer, **ARGUMENTS})
     thread.start()
     pieces = list(streamer)
@@ -88,7 +88,7 @@ def test_text_arrives_in_another_thread() -> None:
 
 
 def test_text_is_printed_as_it_is_made(capsys: pytest.CaptureFixture[str]) -> None:
-    guided().generate(IDS, streamer=TextStreamer(words(), skip_prompt=True), **ARGUMENTS)  # type: ignore[arg-type]
+    guided().generate(IDS, streamer=TextStreamer(words(), skip_prompt=True), **ARGUMENTS)
     assert capsys.readouterr().out.split() == words().decode(expected()[IDS.shape[1] :]).split()
 
 
@@ -96,7 +96,8 @@ def test_text_is_printed_as_it_is_made(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize("method", [lg.CFG(3.0), lg.SelectiveCFG(3.0), lg.SuffixCFG(3.0), lg.DoLa((1,))])
 def test_stop_strings(method: lg.Guidance, mode: dict[str, Any]) -> None:
     """The answer ends at the string, and up to there it is what it was."""
-    model, tokenizer = lg.bundled("tales")
+    loaded: Any = lg.bundled("tales")
+    model, tokenizer = loaded
     ids = tokenizer("A tale of the sea:", return_tensors="pt")["input_ids"]
     view: Any = lg.guide(model, method, tokenizer=tokenizer)
     arguments: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False}
@@ -119,7 +120,8 @@ def test_only_allowed_tokens() -> None:
     def allowed(batch: int, ids: Tensor) -> list[int]:
         return [5, 6, 7, 8] if ids.shape[0] % 2 else [60, 61, 62]
 
-    for mode in ({}, {"num_beams": 3}):
+    modes: list[dict[str, Any]] = [{}, {"num_beams": 3}]
+    for mode in modes:
         found = guided().generate(IDS, prefix_allowed_tokens_fn=allowed, **ARGUMENTS | mode)
         assert found[0].tolist() == expected(prefix_allowed_tokens_fn=allowed, **mode)
 

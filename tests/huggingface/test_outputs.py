@@ -134,7 +134,7 @@ def passes(model: Model) -> Iterator[list[tuple[int, int, int]]]:
 
     handles = [
         model.get_input_embeddings().register_forward_hook(embedded),
-        model.get_output_embeddings().register_forward_hook(headed),  # type: ignore[no-untyped-call]
+        model.get_output_embeddings().register_forward_hook(headed),
     ]
     try:
         yield found

@@ -16,8 +16,6 @@ from tests.huggingface.reference import First, cfg_law
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import PreTrainedTokenizerBase
-
 PROMPTS = [tokens(9, 1), tokens(6, 2)]
 NEGATIVES = [tokens(4, 3), tokens(12, 4)]
 IDS, MASK = padded(PROMPTS)
@@ -29,7 +27,7 @@ TEMPLATE = (
 """Roles are words that the tokenizer does not know, so each becomes token 2."""
 
 
-def chatty() -> PreTrainedTokenizerBase:
+def chatty() -> Any:
     tokenizer = copy.deepcopy(words())
     tokenizer.chat_template = TEMPLATE
     return tokenizer
@@ -143,7 +141,10 @@ def test_a_padded_row_is_the_row_alone() -> None:
     """What a batch pads, in prompts and negatives, is never seen: GPT-2's absolute positions would tell."""
     for family in ("gpt2", "opt", "llama"):
         view: Any = lg.guide(tiny(family), lg.CFG(3.0))
-        call = {"negative_prompt_ids": NEGATIVE_IDS, "negative_prompt_attention_mask": NEGATIVE_MASK}
+        call: dict[str, Any] = {
+            "negative_prompt_ids": NEGATIVE_IDS,
+            "negative_prompt_attention_mask": NEGATIVE_MASK,
+        }
         together = view.generate(IDS, **ARGUMENTS | call)[:, IDS.shape[1] :]
         for row, (prompt, negative) in enumerate(zip(PROMPTS, NEGATIVES, strict=True)):
             call = {"negative_prompt_ids": torch.tensor([negative]), "attention_mask": None}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lmguide as lg
-from tests.families import padded, tiny, tokens, words
+from tests.families import ENCODER_DECODERS, FAMILIES, padded, tiny, tokens, words
 from tests.huggingface.methods import METHODS, Setting, entropy_of
 from tests.huggingface.reference import First, next_token
 from tests.huggingface.test_view import Counter
@@ -63,6 +63,17 @@ def test_forwards_are_those_a_hook_counts(method: str, mode: str) -> None:
     assert stats.steps == NEW
     assert stats.nfe >= stats.forwards
     assert 0 < stats.fired <= stats.steps
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forwards_are_those_a_hook_counts_in_every_family(family: str) -> None:
+    setting = Setting(family, SETTING.prompts, SETTING.negatives)
+    ids, mask = padded(setting.prompts, right=family in ENCODER_DECODERS)
+    for method in ("cfg", "selective", "suffix, selective"):
+        guided: Any = lg.guide(setting.model, METHODS[method][0](setting), tokenizer=words())
+        with Counter(setting.model) as counter:
+            guided.generate(ids, attention_mask=mask, **ARGUMENTS)
+        assert guided.stats.forwards == counter.count, method
 
 
 def test_batched_guidance_runs_one_pass_a_step() -> None:
@@ -143,8 +154,7 @@ def test_finished_rows_open_no_gate() -> None:
 
 
 def test_drafts_are_scored_in_one_pass() -> None:
-    prompt = SINGLE.prompts[0] * 2
-    setting = Setting("llama", [prompt, prompt][:1], SINGLE.negatives)
+    setting = Setting("llama", [tokens(9, 1) * 2], SINGLE.negatives)
     plain, _, answers = run(setting, METHODS["cfg"][0](setting))
     drafted, counted, same = run(setting, METHODS["cfg"][0](setting), prompt_lookup_num_tokens=3)
     assert same == answers

@@ -112,7 +112,8 @@ def test_a_call_that_is_interrupted(method: str, at: int, error: type[BaseExcept
     model = fresh()
     before = snapshot(model)
     guided = guided_llama(method, model)
-    cache, plain = (DynamicCache(config=model.config) for _ in range(2))
+    cache: Any = DynamicCache(config=model.config)
+    plain: Any = DynamicCache(config=model.config)
     with pytest.raises(error, match="stop here"):
         guided.generate(IDS, past_key_values=cache, streamer=Interrupt(at + 1, error), **ARGUMENTS)
     assert snapshot(model) == before

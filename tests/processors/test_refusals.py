@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -28,9 +28,10 @@ def test_what_is_no_model(given: Any) -> None:
 
 
 def test_what_is_no_guidance() -> None:
-    for given in (None, "cfg", 2.0):
+    wrong: tuple[Any, ...] = (None, "cfg", 2.0)
+    for given in wrong:
         with refused("guidance", error=TypeError):
-            lg.GuidanceLogitsProcessor(tiny("llama"), cast("Any", given))
+            lg.GuidanceLogitsProcessor(tiny("llama"), given)
     with refused("guidance", "empty"):
         lg.GuidanceLogitsProcessor(tiny("llama"), [])
 
