@@ -75,13 +75,16 @@ def model_of(arguments: argparse.Namespace) -> Any:
 
 
 def threshold_for(share: float, run: Callable[[float], tuple[Stats, list[float]]]) -> float:
-    """An entropy threshold at which about the wanted share of steps fires, found on the guided path itself."""
+    """An entropy threshold at which about the wanted share of steps fires, by bisection on the guided path itself."""
     _, entropies = run(float("inf"))
-    best = (1.0, 0.0)
-    for _ in range(6):
-        threshold = float(torch.tensor(entropies).quantile(1 - share))
-        stats, entropies = run(threshold)
-        best = min(best, (abs(stats.fired / stats.steps - share), threshold))
+    low, high = min(entropies) - 1, max(entropies) + 1
+    best = (1.0, high)
+    for _ in range(8):
+        threshold = (low + high) / 2
+        stats, _ = run(threshold)
+        fired = stats.fired / stats.steps
+        best = min(best, (abs(fired - share), threshold))
+        low, high = (threshold, high) if fired > share else (low, threshold)
     return best[1]
 
 

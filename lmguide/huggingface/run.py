@@ -16,6 +16,7 @@ from lmguide.schedules import Progress
 from lmguide.sources import caches
 from lmguide.sources.branch import accepts
 from lmguide.sources.ids import Rows
+from lmguide.sources.roomy import with_room
 from lmguide.sources.skinny import few_rows
 from lmguide.step import guided_step
 
@@ -112,6 +113,8 @@ class Run:
         elif self._stacking and isinstance(cache, StaticCache):
             self._static = cache
             arguments[name] = DynamicCache(config=view.config.get_text_config(decoder=True))
+        elif not config.return_dict_in_generate and not getattr(cache, "_is_user_defined", False):
+            with_room(cache, config.max_length - self.prompt_length)
         return arguments
 
     def _with_room(self, view: Any, cache: Cache, arguments: dict[str, Any]) -> Cache:

@@ -20,13 +20,21 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
+from lmguide.sources.roomy import RoomyLayer
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
     from transformers import Cache, PreTrainedModel
 
-JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
+JOINABLE = (
+    DynamicLayer,
+    RoomyLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+    LinearAttentionAndFullAttentionLayer,
+)
 """Layer types that can be joined; an exact type check, because a subclass may keep more state than its parent."""
 
 

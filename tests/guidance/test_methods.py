@@ -132,13 +132,14 @@ def test_every_context_goes_to_json_inside_a_mixture() -> None:
         "prompt_prefix": lg.PromptPrefix("it"),
         "suffix": lg.Suffix((4, 5)),
         "other_model": lg.OtherModel("some/model"),
-        "early_layers": lg.EarlyLayers((1,)),
         "dropped_blocks": lg.DroppedBlocks(0.2, 3),
     }
-    assert set(contexts) == set(CONTEXTS.names())
+    assert set(contexts) == set(CONTEXTS.names()) - {"early_layers"}
     method = lg.PromptMixture(tuple(contexts.values()), (0.1,) * len(contexts))
     assert Guidance.from_json(method.to_json()) == method
     assert list(method.sources().values()) == list(contexts.values())
+    with refused("prompts|negative_prompt", "early layers", "DoLa"):
+        lg.PromptMixture((lg.EarlyLayers((1,)),), (0.1,)).sources()
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -212,6 +212,12 @@ METHODS: dict[str, tuple[Make, Score]] = {
             c - 0.9 * (v.on(v.negative) - c) + 0.6 * (v.on([8, 9, 10]) - c) - 0.4 * (v.on(v.prompt[-1:]) - c)
         ),
     ),
+    "mixture of kinds": (
+        lambda s: lg.PromptMixture(
+            (lg.Suffix(SUFFIX), lg.OtherModel(s.amateur), s.negative), weights=(-0.9, 0.6, -0.4)
+        ),
+        lambda s, c, v: c - 0.9 * (v.before(SUFFIX) - c) + 0.6 * (v.of(s.amateur) - c) - 0.4 * (v.on(v.negative) - c),
+    ),
     "autoguidance": (lambda s: lg.AutoGuidance(s.amateur, SCALE), lambda s, c, v: _mix(v.of(s.amateur), c, SCALE)),
     "contrastive": (
         lambda s: lg.Contrastive(s.amateur, 0.5, plausibility=0.3),

@@ -76,7 +76,7 @@ NEGATIVES: dict[str, tuple[str, dict[str, Any], str]] = {
     "a mask beside a text": (
         "negative_prompt_attention_mask",
         {"negative_prompt": [4, 5], "negative_prompt_attention_mask": PROMPT},
-        "negative_prompt_ids",
+        "ids",
     ),
     "both forms": ("negative_prompt", {"negative_prompt": [4], "negative_prompt_ids": PROMPT}, "both"),
     "ids on another device": ("negative_prompt_ids", {"negative_prompt_ids": PROMPT.to("meta")}, "meta"),
@@ -97,8 +97,8 @@ def test_a_bad_negative_prompt(case: str) -> None:
 @pytest.mark.parametrize(
     ("negative", "said"),
     [
-        ("", "at least one token"),
-        (["w4", ""], "at least one token"),
+        ("", "EmptyPrompt"),
+        (["w4", ""], "EmptyPrompt"),
         (["w4", "w5", "w6"], "got 3"),
         (MESSAGES, "template"),
     ],
@@ -210,6 +210,21 @@ def test_ways_to_run_past_the_view() -> None:
         guided.generate_batch([[4, 5]])
     with refused("generate_batch"):
         guided.init_continuous_batching()
+
+
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [
+        ("penalty_alpha", {"penalty_alpha": 0.6, "top_k": 4}),
+        ("dola_layers", {"dola_layers": "high"}),
+        ("num_beam_groups", {"num_beam_groups": 2, "num_beams": 4, "diversity_penalty": 0.5}),
+        ("force_words_ids", {"force_words_ids": [[5]], "num_beams": 3}),
+    ],
+)
+def test_modes_that_live_on_the_hub(option: str, arguments: dict[str, Any]) -> None:
+    """Their loops run the model past the view. Transformers would only ask for `trust_remote_code`."""
+    with refused(option):
+        generate(trust_remote_code=True, **arguments)
 
 
 def test_drafts_from_the_guided_model_itself() -> None:

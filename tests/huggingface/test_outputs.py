@@ -109,6 +109,46 @@ def test_logits_are_the_law_and_scores_what_processors_made_of_it(method: str) -
         torch.testing.assert_close(logits.logsumexp(-1), torch.zeros(2), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("method", ["cfg", "selective", "suffix", "s2"])
+def test_drafts_leave_the_outputs_of_accepted_tokens(method: str) -> None:
+    setting = Setting("llama", [tokens(9, 1) * 2], [tokens(4, 3)])
+    arguments: dict[str, Any] = {"max_new_tokens": 10, "do_sample": False} | EVERYTHING
+    guided: Any = lg.guide(eager("llama"), METHODS[method][0](setting))
+    found = guided.generate(torch.tensor(setting.prompts), prompt_lookup_num_tokens=3, **arguments)
+    plain = First(eager("llama"), setting.law(method)).generate(
+        torch.tensor(setting.prompts), prompt_lookup_num_tokens=3, **arguments
+    )
+    assert found.sequences.tolist() == plain.sequences.tolist()
+    for name in ("scores", "hidden_states", "attentions"):
+        torch.testing.assert_close(_plain(found[name]), _plain(plain[name]), atol=1e-3, rtol=1e-3)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, torch.Tensor) else [_plain(item) for item in value]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_laws_of_half_precision_are_combined_in_float32(dtype: torch.dtype) -> None:
+    """The difference of two sources is small: rounding them before it would leave little of it."""
+    model = made("llama").to(dtype)
+    guided: Any = lg.guide(model, METHODS["cfg"][0](SETTING))
+    arguments = ARGUMENTS | {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 1}
+    (logits,) = guided.generate(IDS, **arguments).logits
+    law = SETTING.law("cfg", model)
+    assert logits.dtype == torch.float32
+    exact = torch.stack([law(row, []).log_softmax(-1) for row in range(2)])
+    torch.testing.assert_close(logits, exact, atol=0.3 if dtype == torch.bfloat16 else 0.05, rtol=0)
+    assert (logits - logits.to(dtype).float()).abs().max() > 1e-4, "the result was rounded"
+
+
+def test_inside_inference_mode() -> None:
+    for method in ("cfg", "selective", "suffix", "dola"):
+        guided: Any = lg.guide(tiny("llama"), METHODS[method][0](SETTING))
+        with torch.inference_mode():
+            found = guided.generate(IDS, **ARGUMENTS)
+        assert found.tolist() == guided.generate(IDS, **ARGUMENTS).tolist()
+
+
 def test_beam_scores_are_sums_of_log_probabilities() -> None:
     guided: Any = lg.guide(tiny("llama"), METHODS["cfg"][0](SETTING))
     more = {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.0}
