@@ -66,6 +66,8 @@ class Guidance(ABC):
                     f"{argument}: expected a {kind.__name__} or None, got {type(given).__name__}. "
                     f"See lmguide.{argument}s for those there are."
                 )
+        self.when()  # contexts and gates check their own values: here, not in the middle of a call
+        self.sources()
 
     def when(self) -> Gate | None:
         """The gate that decides where the method applies; `None` is everywhere."""

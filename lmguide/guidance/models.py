@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lmguide import rules
+from lmguide.checks import check_number
 from lmguide.contexts import Context, OtherModel
 from lmguide.guidance.base import GUIDANCE, Guidance
 
@@ -77,12 +78,11 @@ class Contrastive(Guidance):
         """Check the values."""
         super().__post_init__()
         check_plausibility(self.plausibility)
+        for beta in self.beta if isinstance(self.beta, tuple) else (self.beta,):
+            check_number("beta", beta, "Use 0 to switch it off.", least=0)
         if self.form not in {"reasoning", "original"}:
-            raise ValueError(f"form: expected 'reasoning' or 'original', got {self.form!r}.")
-        if not self.amateur_temperature > 0:
-            raise ValueError(
-                f"amateur_temperature: expected a number above 0, got {self.amateur_temperature}. 1 is neutral."
-            )
+            raise ValueError(f"form: expected 'reasoning' or 'original', got {self.form!r}. Use one of these.")
+        check_number("amateur_temperature", self.amateur_temperature, "Use 1 to leave the amateur alone.", above=0)
 
     def sources(self) -> Mapping[str, Context]:
         """The amateur, as `amateur`."""
@@ -155,5 +155,4 @@ def check_plausibility(value: float) -> None:
     Raises:
         ValueError: It is outside.
     """
-    if not 0 <= value <= 1:
-        raise ValueError(f"plausibility: expected a number in [0, 1], got {value}. 0.1 is usual, 0 keeps every token.")
+    check_number("plausibility", value, "Use 0 to keep every token; 0.1 is usual.", least=0, most=1)

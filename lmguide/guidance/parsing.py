@@ -33,13 +33,15 @@ def parse_guidance(text: str) -> Guidance:
         >>> parse_guidance('cfg:guidance_scale=2,negative_prompt="A sad, sad story."').negative_prompt
         'A sad, sad story.'
     """
+    if not isinstance(text, str):
+        raise TypeError(f"guidance: expected a string, got {type(text).__name__}. {_HELP}")
     text = text.strip()
     if text.startswith("{"):
         try:
             return Guidance.from_json(text)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"guidance: expected a JSON object, got one broken at character {error.pos}: {error.msg}."
+                f"guidance: expected a JSON object, got one broken at character {error.pos}: {error.msg}. {_HELP}"
             ) from None
     name, _, rest = text.partition(":")
     fields: dict[str, Any] = {}
@@ -66,12 +68,13 @@ def _pairs(text: str) -> Iterator[tuple[str, Any]]:
 def _value(text: str) -> tuple[Any, str]:
     """A JSON value, or a bare text up to the next comma; and what is left."""
     bare, comma, rest = text.partition(",")
+    quoted = text[:1] in {'"', "[", "{"}
     try:
         value, end = json.JSONDecoder().raw_decode(text)
     except json.JSONDecodeError:
-        if text[:1] in {'"', "[", "{"}:
+        if quoted:
             raise ValueError(f"guidance: expected a closed JSON value, got {text!r}. {_HELP}") from None
         return bare.strip(), comma + rest
-    if text[end:].lstrip()[:1] in {"", ","}:
+    if quoted or text[end:].lstrip()[:1] in {"", ","}:
         return value, text[end:]
     return bare.strip(), comma + rest  # a bare text that happens to begin like JSON, such as 3 blind mice

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from lmguide import rules
+from lmguide.checks import check_number
 from lmguide.contexts import (
     Context,
     EarlyLayers,
@@ -59,11 +60,7 @@ class CFG(Guidance):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        as_context(self.negative_prompt)
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(
-                f"guidance_rescale: expected a number in [0, 1], got {self.guidance_rescale}. 0 leaves scores alone."
-            )
+        check_number("guidance_rescale", self.guidance_rescale, "Use 0 to leave the scores alone.", least=0, most=1)
 
     def sources(self) -> Mapping[str, Context]:
         """The negative prompt, as `uncond`."""
@@ -97,6 +94,11 @@ class SelectiveCFG(CFG):
 
     entropy_threshold: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_number("entropy_threshold", self.entropy_threshold, "Use 0 to guide nearly every step.", least=0)
+        super().__post_init__()
+
     def when(self) -> Gate | None:
         """Open where the entropy exceeds the threshold and `gate`, if any, is open too."""
         return _and(Entropy(self.entropy_threshold), self.gate)
@@ -127,6 +129,8 @@ class SuffixCFG(Guidance):
 
     def __post_init__(self) -> None:
         """Check the values."""
+        if self.entropy_threshold is not None:
+            check_number("entropy_threshold", self.entropy_threshold, "Use None to guide every step.", least=0)
         super().__post_init__()
         object.__setattr__(self, "suffix", Suffix(self.suffix).suffix)
 
@@ -162,6 +166,13 @@ class APG(CFG):
 
     eta: float = 0.0
     norm_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_number("eta", self.eta, "Use 0 to drop the parallel part.")
+        if self.norm_threshold is not None:
+            check_number("norm_threshold", self.norm_threshold, "Use None for no limit.", above=0)
 
     def combine(self, cond: Tensor, sources: Mapping[str, Tensor], strength: Scale) -> Tensor:
         """`rules.apg`."""
@@ -208,6 +219,11 @@ class DivergenceDampedCFG(Guidance):
     guidance_scale: float | tuple[float, ...] = 3.0
     negative_prompt: Prompt | Context | None = None
     damping: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_number("damping", self.damping, "Use 0 for plain CFG.", least=0)
 
     def sources(self) -> Mapping[str, Context]:
         """The negative prompt, as `uncond`."""
@@ -339,7 +355,6 @@ class PromptMixture(Guidance):
 
     def __post_init__(self) -> None:
         """Check the weights."""
-        super().__post_init__()
         object.__setattr__(self, "prompts", tuple(self.prompts))
         object.__setattr__(self, "weights", tuple(self.weights))
         if not self.prompts or len(self.prompts) != len(self.weights):
@@ -347,6 +362,9 @@ class PromptMixture(Guidance):
                 f"weights: expected one for each prompt, got {len(self.weights)} for {len(self.prompts)} prompts. "
                 "Give at least one prompt and as many weights."
             )
+        for weight in self.weights:
+            check_number("weights", weight, "Use a negative number to move away from a prompt.")
+        super().__post_init__()
 
     def sources(self) -> Mapping[str, Context]:
         """The prompts, as `prompt_0`, `prompt_1`, ..."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lmguide import rules
+from lmguide.checks import check_number
 from lmguide.contexts import Context, DroppedBlocks, EarlyLayers, Prompt
-from lmguide.guidance.base import GUIDANCE, Guidance, check_strength
+from lmguide.guidance.base import GUIDANCE, Guidance
 from lmguide.guidance.models import check_plausibility
 from lmguide.guidance.prompts import as_context
 
@@ -86,7 +87,7 @@ class S2Guidance(Guidance):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        check_strength("omega", self.omega)
+        check_number("omega", self.omega, "Use 0 to leave the thinned model out.", least=0)
 
     @property
     def enabled(self) -> bool:

@@ -16,6 +16,15 @@ CONTINUOUS_BATCHING = (
 )
 
 
+HUB_MODES = {
+    "penalty_alpha": 0.0,
+    "dola_layers": None,
+    "num_beam_groups": 1,
+    "force_words_ids": None,
+    "constraints": None,
+}
+"""Options whose decoding loops have left transformers, and the values at which they are off."""
+
 SEAMS = {
     "generate",
     "prepare_inputs_for_generation",
@@ -89,6 +98,13 @@ def check_call(view: Any, inputs: Any, kwargs: dict[str, Any]) -> None:
                 "generation_config: its guidance_scale would guide a second time. "
                 "Set it to None; the view takes guidance_scale itself."
             )
+    for option, off in HUB_MODES.items():
+        for holder in (kwargs, vars(kwargs.get("generation_config") or view.generation_config)):
+            if (value := holder.get(option)) is not None and value != off:
+                raise ValueError(
+                    f"{option}: transformers runs this mode by code from the hub, which bypasses the view. "
+                    "Leave it out; DoLa and contrastive decoding are methods of lmguide."
+                )
     mask = kwargs.get("attention_mask")
     if isinstance(mask, torch.Tensor) and mask.ndim == 2 and mask.shape[1] and not bool(mask.any(1).all()):
         raise ValueError(

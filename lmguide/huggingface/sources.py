@@ -12,7 +12,7 @@ from lmguide import contexts
 from lmguide.schedules import Progress
 from lmguide.sources import caches
 from lmguide.sources.binding import bind
-from lmguide.sources.branch import Branch, forward
+from lmguide.sources.branch import Branch, forward, passes
 from lmguide.sources.ids import Rows, check_positions, pack
 from lmguide.sources.layers import candidate_layers, early_logits
 from lmguide.sources.models import fitted
@@ -211,7 +211,7 @@ class Sources:
         logits = []
         for drop in range(scored - 1, -1, -1):
             kept = torch.cat([mask[:, : width - drop], torch.ones_like(suffix)], 1)
-            self.suffix_forwards += 1
+            self.suffix_forwards += 1 if cache is None else passes(self.model, suffix.shape[1])
             if cache is None:
                 whole = torch.cat([ids[:, : ids.shape[1] - drop], suffix], 1)
                 outputs = forward(self.model, whole, kept, None, None, 1, extra)

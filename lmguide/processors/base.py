@@ -7,6 +7,7 @@ are right by construction.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,11 +109,12 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         """Guided log-probabilities `[B, V]` in the place of `scores`; the scores themselves if every method is off."""
         if not self.methods:
             return scores
-        if not self._follows(input_ids):
+        matched = self._match(input_ids)
+        if matched is None:
             self._begin(input_ids)
+        valid, order = matched or (0, None)
         assert self._prompt is not None
         generated = input_ids[:, self._prompt.shape[1] :]
-        valid, order = self._match(generated)
         for branch in self._branches:
             if order is not None:
                 branch.reorder(order)
@@ -138,26 +140,24 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             cond, self.methods, self._strengths, fetch, Progress(generated.shape[1], self.max_new_tokens)
         ).scores
 
-    def _follows(self, input_ids: Tensor) -> bool:
-        """Whether the ids go on from, or back within, the sequence last seen."""
-        if self._prompt is None or input_ids.shape[0] != self._prompt.shape[0]:
-            return False
-        start = self._prompt.shape[1]
-        within = start < input_ids.shape[1] <= self._seen.shape[1] + 1
-        return within and torch.equal(input_ids[:, :start], self._prompt)
+    def _match(self, input_ids: Tensor) -> tuple[int, Tensor | None] | None:
+        """How many generated tokens stand as last seen, and which rows moved where.
 
-    def _match(self, generated: Tensor) -> tuple[int, Tensor | None]:
-        """How many generated tokens stand as last seen, and which rows moved where."""
-        assert self._prompt is not None
-        before = self._seen[:, self._prompt.shape[1] :]
-        shared = min(before.shape[1], max(0, generated.shape[1] - 1))
-        now, then = generated[:, :shared], before[:, :shared]
+        `None` where the ids are no step from the last sequence: a step adds one token to something seen before.
+        """
+        if self._prompt is None or input_ids.shape[0] != self._prompt.shape[0]:
+            return None
+        start = self._prompt.shape[1]
+        if not start < input_ids.shape[1] <= self._seen.shape[1] + 1:
+            return None
+        if not torch.equal(input_ids[:, :start], self._prompt):
+            return None
+        shared = input_ids.shape[1] - 1
+        now, then = input_ids[:, :shared], self._seen[:, :shared]
         if torch.equal(now, then):
-            return shared, None
-        same = (now[:, None] == then).all(-1) & (self._prompt[:, None] == self._prompt).all(-1)
-        if bool(same.any(1).all()):
-            return shared, same.int().argmax(1)
-        return int((now == then).all(0).int().cumprod(0).sum()), None
+            return shared - start, None
+        same = (now[:, None] == then).all(-1)
+        return (shared - start, same.int().argmax(1)) if bool(same.any(1).all()) else None
 
     def _begin(self, input_ids: Tensor) -> None:
         """Take the ids for a prompt and bind the sources to it."""
@@ -191,6 +191,8 @@ class GuidanceLogitsProcessor(LogitsProcessor):
 
             extra = {"output_hidden_states": True}
             return Branch(self.model, builder.whole_prompt(context), batch, record_past=True, extra=extra, read=read)
+        if isinstance(context, contexts.RandomPrompt | contexts.ShuffledPrompt):
+            builder = _of_prompts(builder)  # the beams of a prompt share a draw
         model, rows = bind(context, builder, self.negative)
         if (given := rows.ids.shape[0]) > 1:
             self._check_groups(builder, given, "negative_prompt")
@@ -231,3 +233,13 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             return torch.ones_like(input_ids)
         tokens: Tensor = (input_ids != pad).long().cummax(-1).values
         return tokens
+
+
+def _of_prompts(builder: RowBuilder) -> RowBuilder:
+    """A builder that sees each prompt once, where every one is repeated equally often in a row."""
+    assert builder.prompt is not None
+    rows = builder.prompt.tokens()
+    size = next((count for count in range(1, len(rows)) if rows[count] != rows[0]), len(rows))
+    if len(rows) % size or any(rows[row] != rows[row - row % size] for row in range(len(rows))):
+        return builder
+    return replace(builder, prompt=pack(rows[::size], builder.device), batch=len(rows) // size)

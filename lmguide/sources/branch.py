@@ -132,7 +132,7 @@ class Branch:
         mask = torch.cat([rows.mask, torch.ones_like(generated)], 1)
         fresh = None if first or self.cache is None else generated.shape[1] - self.consumed
         outputs = forward(self.model, ids, mask, self.cache, fresh, keep, self.extra)
-        self.forwards += 1
+        self.forwards += passes(self.model, fresh)
         self.caught_up += (
             max(0, (generated.shape[1] if fresh is None else fresh) - keep) if self.cache is not None else 0
         )
@@ -160,7 +160,7 @@ def forward(
         keep: Positions whose logits are wanted; 1 for models that must be resumed token by token.
         extra: Further keyword arguments.
     """
-    if fresh is not None and fresh > 1 and model._is_stateful and model.config.model_type not in RESUMES_EXACTLY:
+    if fresh is not None and passes(model, fresh) > 1:
         for left in range(fresh - 1, 0, -1):
             forward(model, ids[:, : ids.shape[1] - left], mask[:, : mask.shape[1] - left], cache, 1, 1, extra)
         return forward(model, ids, mask, cache, 1, 1, extra)
@@ -181,6 +181,12 @@ def forward(
     )
     with few_rows(model, ids.shape[0] * (ids.shape[1] if fresh is None else fresh)):
         return model(**inputs, return_dict=True)
+
+
+def passes(model: Any, fresh: int | None) -> int:
+    """Forward passes that `forward` needs for so many new tokens."""
+    by_token = model._is_stateful and model.config.model_type not in RESUMES_EXACTLY
+    return fresh if by_token and fresh is not None else 1
 
 
 def _logits(outputs: Any, keep: int) -> Tensor:

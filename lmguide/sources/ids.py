@@ -144,7 +144,8 @@ def _from_sequence(ids: object, mask: object, argument: str) -> list[list[int]]:
             "Leave the mask out: rows given as lists may differ in length."
         )
     items: list[Any] = list(ids) if isinstance(ids, Sequence) else [ids]
-    lists = [list(row) for row in items] if items and isinstance(items[0], Sequence) else [items]
+    nested = bool(items) and all(isinstance(row, Sequence) for row in items)
+    lists = [list(row) for row in items] if nested else [items]
     if not all(isinstance(token, int) and not isinstance(token, bool) for row in lists for token in row):
         raise ValueError(f"{argument}: expected token ids, got {ids!r}. Pass the tokenizer's input_ids.")
     return lists

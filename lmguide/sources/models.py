@@ -34,12 +34,17 @@ def resolve(context: OtherModel, model: PreTrainedModel, tokenizer: PreTrainedTo
         other = other.to(model.device)
         other_tokenizer = other_tokenizer or loaded
     if not hasattr(other, "generation_config") or not callable(other):
-        raise TypeError(f"model: expected a transformers model or its name, got {type(other).__name__}.")
+        raise TypeError(
+            f"model: expected a transformers model or its name, got {type(other).__name__}. "
+            "Load it with from_pretrained."
+        )
     if other.config.is_encoder_decoder != model.config.is_encoder_decoder:
-        raise ValueError("model: expected the same kind of model, but one is an encoder-decoder and the other is not.")
+        raise ValueError(
+            "model: expected the same kind of model, but one is an encoder-decoder and the other is not. Use two of one kind."
+        )
     if other.device != model.device:
         raise ValueError(
-            f"model: expected it on {model.device} like the guided model, got {other.device}. Move it with .to()."
+            f"model: expected it on {model.device} like the guided one, got {other.device}. Move it with .to()."
         )
     check_vocabulary(model, tokenizer, other, other_tokenizer)
     checked: PreTrainedModel = other

@@ -61,7 +61,10 @@ class RowBuilder:
             case contexts.PromptPrefix():
                 prefix = self._tokens(context.prefix, "prefix", special=False)
                 return self._from_prompt(context, lambda row: self._behind_bos(row, prefix))
-        raise TypeError(f"expected a context of prompts, got {type(context).__name__}.")
+        raise TypeError(
+            f"context: expected one of prompts, got {type(context).__name__}. "
+            "It runs on another pass; see lmguide.sources.binding."
+        )
 
     def negative(
         self, prompt: contexts.Prompt | Tensor | None, mask: Tensor | None = None, argument: str = "negative_prompt"

@@ -47,7 +47,9 @@ class _FewRows(TorchFunctionMode):
 
 
 def _is_ours(inputs: Tensor, weight: Tensor) -> bool:
-    plain = inputs.dtype is weight.dtype is torch.float32 and weight.ndim == 2 and weight.layout is torch.strided
+    known = {torch.Tensor, torch.nn.Parameter}  # a weight of another class may multiply in its own way
+    plain = type(inputs) is torch.Tensor and type(weight) in known and weight.layout is torch.strided
+    plain = plain and inputs.dtype is weight.dtype is torch.float32 and weight.ndim == 2
     return plain and 1 < inputs.numel() // inputs.shape[-1] <= FEW
 
 

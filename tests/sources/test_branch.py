@@ -55,7 +55,8 @@ def test_one_catch_up_is_many_steps(family: str, use_cache: bool) -> None:
     if use_cache:
         assert (stepwise.caught_up, stepwise.consumed) == (0, 9)
         assert (late.caught_up, late.consumed) == (1 + 0 + 5, 9)
-    assert (stepwise.forwards, late.forwards) == (10, 3)
+    by_token = family == "mamba" and use_cache  # it cannot be resumed with several tokens at once
+    assert (stepwise.forwards, late.forwards) == (10, 1 + 1 + 6 if by_token else 3)
 
 
 @pytest.mark.parametrize("family", DECODERS)

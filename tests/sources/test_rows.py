@@ -216,5 +216,5 @@ def test_what_needs_the_prompt_says_so() -> None:
 
 def test_a_context_without_rows() -> None:
     for context in (lg.Suffix(), lg.EarlyLayers(), lg.DroppedBlocks()):
-        with refused("expected a context of prompts", type(context).__name__, error=TypeError):
+        with refused("context", type(context).__name__, error=TypeError):
             builder()(context)
