@@ -40,7 +40,8 @@ def resolve(context: OtherModel, model: PreTrainedModel, tokenizer: PreTrainedTo
         )
     if other.config.is_encoder_decoder != model.config.is_encoder_decoder:
         raise ValueError(
-            "model: expected the same kind of model, but one is an encoder-decoder and the other is not. Use two of one kind."
+            "model: expected the same kind of model, but one is an encoder-decoder and the other is not. "
+            "Use two of one kind."
         )
     if other.device != model.device:
         raise ValueError(
