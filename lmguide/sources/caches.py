@@ -90,8 +90,12 @@ def join(target: Cache, others: Sequence[Cache], lengths: Sequence[int]) -> None
         if _is(layer, DynamicLayer) and layer.is_initialized:
             held = [part.keys.shape[-2] + longest - seen for part, seen in zip(same, lengths, strict=True)]
             width = max(held) if not _is(layer, DynamicSlidingWindowLayer) else _window(layer, held)
-            layer.keys = torch.cat([_left_pad(part.keys, width) for part in same])
-            layer.values = torch.cat([_left_pad(part.values, width) for part in same])
+            keys = torch.cat([_left_pad(part.keys, width) for part in same])
+            values = torch.cat([_left_pad(part.values, width) for part in same])
+            if _is(layer, RoomyLayer):
+                layer.hold(keys, values)
+            else:
+                layer.keys, layer.values = keys, values
             if _is(layer, DynamicSlidingWindowLayer):
                 layer.cumulative_length = longest
         for part in same[1:]:

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import Cache
 
@@ -36,6 +37,16 @@ class RoomyLayer(DynamicLayer):
         self.keys = self._append(0, self.keys, key_states, held)
         self.values = self._append(1, self.values, value_states, held)
         return self.keys, self.values
+
+    def hold(self, keys: Tensor, values: Tensor) -> None:
+        """Take other states in the place of those held, and let the old room go."""
+        self.keys, self.values = keys, values
+        self._rooms = [None, None]
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Select rows, and let the old room go: at the end of a step all layers would otherwise stand twice."""
+        super().reorder_cache(beam_idx)
+        self._rooms = [None, None]
 
     def _append(self, which: int, states: Tensor | None, new: Tensor, held: int) -> Tensor:
         room, end = self._rooms[which], held + new.shape[-2]
