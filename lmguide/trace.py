@@ -78,9 +78,9 @@ def trace(guided: GuidedModel, *args: Any, top: int = 5, **kwargs: Any) -> Trace
         (5, True)
     """
     if top < 1:
-        raise ValueError(f"top: expected at least 1 candidate, got {top}.")
+        raise ValueError(f"top: expected at least 1 candidate, got {top}. Use 5 for the likeliest five.")
     for option in ("num_beams", "prompt_lookup_num_tokens", "assistant_model"):
-        if kwargs.get(option) not in {None, 1}:
+        if _option(guided, kwargs, option) not in {None, 1}:
             raise ValueError(f"{option}: a trace follows one path, drafts and beams have several. Leave it out.")
     steps: list[tuple[list[Any], ...]] = []
 
@@ -113,7 +113,7 @@ def trace(guided: GuidedModel, *args: Any, top: int = 5, **kwargs: Any) -> Trace
             "Give a strength other than 1 (0 for contrastive methods)."
         )
     prompt_length = sequences.shape[1] - len(steps)
-    end = guided.generation_config.eos_token_id
+    end = _option(guided, kwargs, "eos_token_id")
     ends = set(end if isinstance(end, list) else [end])
     rows = []
     for row, tokens in enumerate(sequences[:, prompt_length:].tolist()):
@@ -125,3 +125,15 @@ def trace(guided: GuidedModel, *args: Any, top: int = 5, **kwargs: Any) -> Trace
                 break
         rows.append(tuple(records))
     return Trace(sequences, prompt_length, tuple(rows))
+
+
+def _option(guided: GuidedModel, kwargs: dict[str, Any], name: str) -> Any:
+    """An option of a call: given by name, in a generation config, or the model's own."""
+    for holder in (
+        kwargs,
+        vars(kwargs.get("generation_config") or guided.generation_config),
+        vars(guided.generation_config),
+    ):
+        if (value := holder.get(name)) is not None:
+            return value
+    return None

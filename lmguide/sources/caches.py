@@ -173,8 +173,8 @@ def crop(cache: Cache, tokens: int) -> None:
 def lent(cache: Cache, drop: int = 0) -> Iterator[None]:
     """Lend a cache to a forward pass that must leave no trace, without copying its keys and values.
 
-    Dynamic layers never write in place, so the tensors they hold are enough to return; linear-attention states and
-    static layers are written in place, so those are copied or rewound.
+    Dynamic layers never write over the tokens they hold, so the tensors they hold are enough to return; the states of
+    linear attention and static layers are written in place, so those are copied or rewound.
 
     Args:
         cache: The cache.
@@ -185,6 +185,9 @@ def lent(cache: Cache, drop: int = 0) -> Iterator[None]:
     try:
         if drop:
             crop(cache, drop)
+            for layer in layers:
+                if _is(layer, RoomyLayer):
+                    layer.leave_room()  # behind the cut stand the tokens that are to come back
         yield
     finally:
         for layer, state in zip(layers, saved, strict=True):

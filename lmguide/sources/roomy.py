@@ -41,12 +41,16 @@ class RoomyLayer(DynamicLayer):
     def hold(self, keys: Tensor, values: Tensor) -> None:
         """Take other states in the place of those held, and let the old room go."""
         self.keys, self.values = keys, values
+        self.leave_room()
+
+    def leave_room(self) -> None:
+        """Let the room go; the next states are written into a new one, and what is held now stays as it is."""
         self._rooms = [None, None]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Select rows, and let the old room go: at the end of a step all layers would otherwise stand twice."""
         super().reorder_cache(beam_idx)
-        self._rooms = [None, None]
+        self.leave_room()
 
     def _append(self, which: int, states: Tensor | None, new: Tensor, held: int) -> Tensor:
         room, end = self._rooms[which], held + new.shape[-2]

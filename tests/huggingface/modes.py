@@ -93,10 +93,10 @@ MODES: dict[str, Mode] = {
 """Sampling with drafts makes both draft, because that changes what a seed samples; and keeps every token, because
 transformers does not draft what top-k has removed."""
 
-# Which cells of family x mode x method run. Llama, and GPT-2 for its absolute positions, run every mode; every other
-# family the modes that handle its cache differently; Llama every method in the modes that fetch sources differently.
-# What is left out would run the same code again.
-EVERY_MODE = ("llama", "gpt2")
+# Which cells of family x mode x method run. Llama runs every mode with the main methods and every method in the modes
+# that fetch sources differently; GPT-2, for its absolute positions, every mode with plain guidance; every other family
+# the modes that handle its cache differently. What is left out would run the same code again.
+EVERY_MODE = {"llama": ("cfg", "selective", "suffix, selective"), "gpt2": ("cfg",)}
 MAIN_METHODS = {
     "cfg": ("ragged", "sampling", "beams", "static cache", "no cache", "prompt lookup"),
     "selective": ("ragged", "beams", "static cache", "prompt lookup"),
@@ -114,7 +114,7 @@ def cells(methods: Iterable[str]) -> list[tuple[str, str, str]]:
         for method in methods
         if family not in MODES[mode].without
         and (
-            (family in EVERY_MODE and method in MAIN_METHODS)
+            method in EVERY_MODE.get(family, ())
             or mode in MAIN_METHODS.get(method, ())
             or (family == "llama" and mode in METHOD_MODES)
         )

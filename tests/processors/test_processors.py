@@ -65,9 +65,11 @@ def expected(setting: Setting, method: str, **more: Any) -> list[list[int]]:
 REUSED = ("cfg, last token", "selective", "suffix", "dola", "dexperts")
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral_sliding"])
-@pytest.mark.parametrize("method", REUSED)
-def test_one_processor_serves_call_after_call(method: str, family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [("llama", method) for method in REUSED] + [("mistral_sliding", "cfg, last token"), ("gpt2", "selective")],
+)
+def test_one_processor_serves_call_after_call(family: str, method: str) -> None:
     """Its state is a memo of the last prefix: whatever comes next, it is right."""
     negative = [tokens(5, 9)]
     first = Setting(family, [tokens(9, 1)], negative)
@@ -97,9 +99,10 @@ def test_one_processor_serves_call_after_call(method: str, family: str) -> None:
 def test_one_processor_serves_mode_after_mode(method: str) -> None:
     setting = Setting("llama", [tokens(9, 1)], [tokens(5, 9)])
     processor = lg.GuidanceLogitsProcessor(setting.model, METHODS[method][0](setting), tokenizer=words())
+    beams, more = {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}
+    for mode in ({}, beams, {"num_beams": 2}, more, beams, {}):
+        assert guided(processor, setting, **mode) == expected(setting, method, **mode), mode
     for _ in range(2):
-        for more in ({}, {"num_beams": 3}, {"num_beams": 2}, {"num_return_sequences": 3, "do_sample": True}):
-            assert guided(processor, setting, **more) == expected(setting, method, **more), more
         assert guided(processor, setting, prompt_lookup_num_tokens=2) == expected(setting, method)
 
 
