@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.families import Model
 
 SCALE = 3.0
-NEW = 10
+NEW = 8
 """Tokens that every answer of the matrix has at most."""
 PASSAGE = (11, 12, 13)
 """Tokens that every prompt of the matrix contains, for the method that takes a passage out."""
@@ -164,7 +164,7 @@ METHODS: dict[str, tuple[Make, Score]] = {
     ),
     "cfg, in a window": (
         lambda s: lg.CFG(SCALE, s.negative, schedule=lg.Window(2, 0.6)),
-        lambda s, c, v: _mix(v.on(v.negative), c, SCALE if 2 <= len(v.answer) < 6 else 1),
+        lambda s, c, v: _mix(v.on(v.negative), c, SCALE if 2 <= len(v.answer) < 0.6 * NEW else 1),
     ),
     "cfg, annealed": (
         lambda s: lg.CFG(SCALE, s.negative, schedule=lg.FromDivergence(0.2)),
