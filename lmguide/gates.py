@@ -221,54 +221,56 @@ class Calibrated(Gate):
         return confidence(cond, self.statistic) < self.threshold
 
 
+@dataclass(frozen=True)
+class _Several(Gate):
+    """What And and Or share: several gates, of which one may need the other source.
+
+    Args:
+        gates: At least one gate.
+    """
+
+    gates: tuple[Gate, ...]
+
+    def __post_init__(self) -> None:
+        """Check the gates."""
+        _check_gates(self.gates)
+
+    @property
+    def needs_uncond(self) -> bool:
+        """Whether any of the gates does."""
+        return any(gate.needs_uncond for gate in self.gates)
+
+    def _opened(self, cond: Tensor, progress: Progress, uncond: Tensor | None) -> Tensor:
+        """Which gates are open, ``[gates, ...]``."""
+        return torch.stack([gate.open(cond, progress, uncond) for gate in self.gates])
+
+
 @GATES.register("and")
 @dataclass(frozen=True)
-class And(Gate):
+class And(_Several):
     """Open where all of several gates are: ``a & b``.
 
     Args:
         gates: At least one gate.
     """
 
-    gates: tuple[Gate, ...]
-
-    def __post_init__(self) -> None:
-        """Check the gates."""
-        _check_gates(self.gates)
-
-    @property
-    def needs_uncond(self) -> bool:
-        """Whether any of the gates does."""
-        return any(gate.needs_uncond for gate in self.gates)
-
     def open(self, cond: Tensor, progress: Progress, uncond: Tensor | None = None) -> Tensor:
         """Open where all gates are."""
-        return torch.stack([gate.open(cond, progress, uncond) for gate in self.gates]).all(0)
+        return self._opened(cond, progress, uncond).all(0)
 
 
 @GATES.register("or")
 @dataclass(frozen=True)
-class Or(Gate):
+class Or(_Several):
     """Open where any of several gates is: ``a | b``.
 
     Args:
         gates: At least one gate.
     """
 
-    gates: tuple[Gate, ...]
-
-    def __post_init__(self) -> None:
-        """Check the gates."""
-        _check_gates(self.gates)
-
-    @property
-    def needs_uncond(self) -> bool:
-        """Whether any of the gates does."""
-        return any(gate.needs_uncond for gate in self.gates)
-
     def open(self, cond: Tensor, progress: Progress, uncond: Tensor | None = None) -> Tensor:
         """Open where any gate is."""
-        return torch.stack([gate.open(cond, progress, uncond) for gate in self.gates]).any(0)
+        return self._opened(cond, progress, uncond).any(0)
 
 
 @GATES.register("not")
