@@ -43,7 +43,7 @@ _BART: dict[str, Any] = {
     "decoder_attention_heads": 4,
     "encoder_ffn_dim": 64,
     "decoder_ffn_dim": 64,
-    "init_std": 0.25,
+    "init_std": 0.2,
     "max_position_embeddings": 128,
     "decoder_start_token_id": 1,
     "forced_eos_token_id": None,

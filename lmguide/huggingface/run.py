@@ -283,6 +283,7 @@ class Run:
             rows=rows,
             length=prompt,
             with_positions=accepts(self.plan.model, "position_ids"),
+            unpadded=len({own, *lengths}) == 1 and all(bool(r.mask.all()) for r in rows),
         )
         for branch in branches:
             branch.cache = None

@@ -32,6 +32,7 @@ class Stack:
         rows: The prompts of the other blocks, `[B, P]` each.
         length: Prompt positions of every row in the cache.
         with_positions: Whether the model takes `position_ids`.
+        unpadded: Whether no row of any block but the conditional's own has padding; asked once, not at every step.
     """
 
     batch: int
@@ -40,6 +41,7 @@ class Stack:
     rows: Sequence[Rows]
     length: int
     with_positions: bool
+    unpadded: bool
 
     @property
     def blocks(self) -> int:
@@ -65,11 +67,7 @@ class Stack:
         return prepare(generated.repeat(self.blocks, 1), next_sequence_length=fresh, **arguments)
 
     def _mask(self, cond: Tensor | None, generated: Tensor) -> Tensor | None:
-        if (
-            cond is None
-            and not self.padding
-            and all(bool(rows.mask.all()) and rows.ids.shape[1] == self.length for rows in self.rows)
-        ):
+        if cond is None and self.unpadded:
             return None
         new = torch.ones_like(generated)
         if cond is None:
