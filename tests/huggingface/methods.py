@@ -27,7 +27,7 @@ NEW = 8
 """Tokens that every answer of the matrix has at most."""
 PASSAGE = (11, 12, 13)
 """Tokens that every prompt of the matrix contains, for the method that takes a passage out."""
-SUFFIX = (5, 7)
+SUFFIX = (33, 90, 7)
 
 
 @dataclass(frozen=True)
