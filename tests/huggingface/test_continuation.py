@@ -198,3 +198,15 @@ def test_a_model_that_keeps_no_cache_by_its_configuration() -> None:
     guided: Any = lg.guide(model, METHODS["cfg"][0](setting))
     expected = First(tiny("llama"), setting.law("cfg")).generate(IDS, attention_mask=MASK, **ARGUMENTS)
     assert guided.generate(IDS, attention_mask=MASK, **ARGUMENTS).tolist() == expected.tolist()
+
+
+def test_a_recurrent_cache_goes_on_with_the_new_ids() -> None:
+    """It does not know how many tokens it has seen; the mask does."""
+    model: Any = tiny("mamba2")
+    guided = lg.guide(model, lg.CFG(1.7))
+    cache = DynamicCache(config=model.config)
+    first = guided.generate(IDS, attention_mask=MASK, cache_params=cache, **ARGUMENTS)
+    ids, mask = next_turn(first, 7)
+    found = guided.generate(ids[:, first.shape[1] - 1 :], attention_mask=mask, cache_params=cache, **ARGUMENTS)
+    whole = guided.generate(ids, attention_mask=mask, **ARGUMENTS)
+    assert found[:, -TURN:].tolist() == whole[:, -TURN:].tolist()
