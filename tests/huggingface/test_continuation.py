@@ -203,7 +203,7 @@ def test_a_model_that_keeps_no_cache_by_its_configuration() -> None:
 def test_a_recurrent_cache_goes_on_with_the_new_ids() -> None:
     """It does not know how many tokens it has seen; the mask does."""
     model: Any = tiny("mamba2")
-    guided = lg.guide(model, lg.CFG(1.7))
+    guided: Any = lg.guide(model, lg.CFG(1.7))
     cache = DynamicCache(config=model.config)
     first = guided.generate(IDS, attention_mask=MASK, cache_params=cache, **ARGUMENTS)
     ids, mask = next_turn(first, 7)
