@@ -52,6 +52,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         negative_prompt_attention_mask: The mask of a negative prompt given as a tensor of ids.
         prompt_attention_mask: The mask of the prompts, `[B, L]` or `[1, L]`, for sources that run on the prompt itself;
             by default leading padding tokens are inferred.
+        max_new_tokens: Tokens an answer may have, which schedules and gates in fractions of the answer need to know.
 
     Raises:
         TypeError: No guidance, or not a model.

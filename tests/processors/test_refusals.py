@@ -103,6 +103,17 @@ def test_a_schedule_that_needs_the_length() -> None:
         lg.GuidanceLogitsProcessor(tiny("llama"), lg.CFG(2.0, schedule=lg.Linear()))(IDS, SCORES)
 
 
+def test_a_schedule_that_is_told_the_length() -> None:
+    method = lg.CFG(3.0, ((4, 5),), schedule=lg.Linear(0.5, 2.0))
+    model: Any = tiny("llama")
+    options: dict[str, Any] = {"attention_mask": torch.ones_like(IDS), "max_new_tokens": 8, "do_sample": False}
+    view: Any = lg.guide(model, method)
+    processor = lg.GuidanceLogitsProcessor(model, method, max_new_tokens=8)
+    found = model.generate(IDS, logits_processor=[processor], **options)
+    assert found.tolist() == view.generate(IDS, **options).tolist()
+    assert found.tolist() != lg.guide(model, lg.CFG(3.0, ((4, 5),))).generate(IDS, **options).tolist()  # type: ignore[union-attr]
+
+
 def test_a_passage_that_is_not_in_the_prompt() -> None:
     with refused("passage", "w100"):
         lg.GuidanceLogitsProcessor(tiny("llama"), lg.CAD(2.0, "w100"), tokenizer=words())(IDS, SCORES)
