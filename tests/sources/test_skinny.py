@@ -1,4 +1,4 @@
-"""The quick way of two or three rows gives the products of the ordinary one, and is taken nowhere else."""
+"""The quick ways of few rows give the products of the ordinary one, and are taken nowhere else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from lmguide.sources.skinny import FEW, few_rows
+from lmguide.sources import skinny
+from lmguide.sources.skinny import FEW, few_rows, onednn
 from tests.families import made, tiny
 
 
@@ -17,8 +18,17 @@ def product(model: Any, rows: int, *arguments: Any) -> torch.Tensor:
         return linear(*arguments)
 
 
+@pytest.fixture(params=["with oneDNN", "without"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "without":
+        monkeypatch.setattr(skinny, "onednn", lambda: None)
+    elif onednn() is None:
+        pytest.skip("this torch has no oneDNN product")
+
+
+@pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("bias", [None, torch.randn(7)])
-@pytest.mark.parametrize("shape", [(2, 5), (1, 3, 5), (3, 1, 5), (2, 1, 5), (1, 2, 1, 5)])
+@pytest.mark.parametrize("shape", [(2, 5), (1, 3, 5), (3, 1, 5), (2, 1, 5), (1, 2, 1, 5), (4, 3, 5), (FEW, 1, 5)])
 def test_the_same_products_in_the_same_shape(shape: tuple[int, ...], bias: torch.Tensor | None) -> None:
     inputs, weight = torch.randn(shape), torch.randn(7, 5)
     rows = inputs.numel() // 5
@@ -29,15 +39,29 @@ def test_the_same_products_in_the_same_shape(shape: tuple[int, ...], bias: torch
         assert found.is_contiguous()
 
 
-def test_a_transposed_weight() -> None:
-    inputs, weight = torch.randn(2, 5), torch.randn(5, 7).t()
-    torch.testing.assert_close(product(tiny("llama"), 2, inputs, weight), linear(inputs, weight))
+@pytest.mark.usefixtures("either")
+@pytest.mark.parametrize("rows", [2, 3, 10])
+def test_a_transposed_weight(rows: int) -> None:
+    inputs, weight = torch.randn(rows, 5), torch.randn(5, 7).t()
+    torch.testing.assert_close(product(tiny("llama"), rows, inputs, weight), linear(inputs, weight))
+
+
+def test_a_product_that_is_wrong_or_missing_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong:
+        def _linear_pointwise(self, inputs: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:
+            return linear(inputs, weight) + 1
+
+    for operators in (Wrong(), object()):
+        onednn.cache_clear()
+        monkeypatch.setattr(torch.ops, "mkldnn", operators)
+        assert onednn() is None
+    onednn.cache_clear()
 
 
 def test_everything_else_is_bit_for_bit_the_ordinary_product() -> None:
     inputs, weight = torch.randn(2, 300), torch.randn(50, 300)
-    many = torch.randn(4, 300)
-    assert torch.equal(product(tiny("llama"), 4, many, weight), linear(many, weight))
+    many = torch.randn(FEW + 1, 300)
+    assert torch.equal(product(tiny("llama"), FEW + 1, many, weight), linear(many, weight))
     assert torch.equal(product(tiny("llama"), 2, many, weight), linear(many, weight)), "a layer over other rows"
     assert torch.equal(product(tiny("llama"), 2, many[:1], weight), linear(many[:1], weight))
     half = made("llama").to(torch.bfloat16)
