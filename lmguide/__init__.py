@@ -5,21 +5,24 @@ guided = lg.guide(model, lg.CFG(guidance_scale=1.5), tokenizer=tokenizer)
 guided.generate(**inputs, negative_prompt="...")
 """
 
+from lmguide import diffusion
 from lmguide.bundled import bundled
 from lmguide.contexts import (
     DroppedBlocks,
     EarlyLayers,
     EmptyPrompt,
     LastToken,
+    MaskedPrompt,
     NegativePrompt,
     OtherModel,
     PromptPrefix,
     RandomPrompt,
+    RemaskedCanvas,
     ShuffledPrompt,
     Suffix,
     WithoutContext,
 )
-from lmguide.gates import Calibrated, Divergence, Entropy, Interval, Period
+from lmguide.gates import Calibrated, Confidence, Divergence, Entropy, Interval, Period
 from lmguide.guidance import (
     APG,
     CAD,
@@ -27,6 +30,7 @@ from lmguide.guidance import (
     ICG,
     PREADD,
     TPG,
+    AdaptiveCFG,
     AutoGuidance,
     Contrastive,
     DExperts,
@@ -62,10 +66,12 @@ __all__ = [
     "ICG",
     "PREADD",
     "TPG",
+    "AdaptiveCFG",
     "AutoGuidance",
     "Beta",
     "CFGLogitsProcessor",
     "Calibrated",
+    "Confidence",
     "Constant",
     "Contrastive",
     "ContrastiveLogitsProcessor",
@@ -85,6 +91,7 @@ __all__ = [
     "Interval",
     "LastToken",
     "Linear",
+    "MaskedPrompt",
     "NegativePrompt",
     "OtherModel",
     "Period",
@@ -92,6 +99,7 @@ __all__ = [
     "PromptPrefix",
     "ProxyTuning",
     "RandomPrompt",
+    "RemaskedCanvas",
     "S2Guidance",
     "SelectiveCFG",
     "SelectiveCFGLogitsProcessor",
@@ -105,6 +113,7 @@ __all__ = [
     "WithoutContext",
     "bundled",
     "decoding",
+    "diffusion",
     "guide",
     "parse_guidance",
     "trace",

@@ -7,13 +7,15 @@ them into rows of token ids and forward passes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
+from lmguide.checks import check_number, check_whole
 from lmguide.serialization import Registry
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Message: TypeAlias = Mapping[str, Any]
@@ -208,3 +210,137 @@ class DroppedBlocks(Context):
         """Refuse a share that drops nothing or everything."""
         if not (math.isfinite(self.fraction) and 0 < self.fraction < 1):
             raise ValueError(f"fraction: expected a share in (0, 1), got {self.fraction}. The paper uses 0.1.")
+
+
+@CONTEXTS.register("masked_prompt")
+@dataclass(frozen=True)
+class MaskedPrompt(Context):
+    """The same canvas with every token that was given replaced by the mask token: the contrast of LLaDA and D-CFG.
+
+    Only for models that denoise a canvas, where it is what `NegativePrompt(None)` means. Nie et al., 2502.09992;
+    Schiff et al., 2412.10193.
+    """
+
+
+@CONTEXTS.register("remasked_canvas")
+@dataclass(frozen=True)
+class RemaskedCanvas(Context):
+    """The same canvas with its least confident tokens masked again: adaptive guidance (A-CFG, 2505.20199).
+
+    Of the candidates `C` of a row, `ceil(remask_ratio |C|)` with the lowest confidence become mask tokens. Confidence
+    is that of the conditional law at the position, whatever token stands there. Only for models that denoise a canvas.
+
+    Args:
+        remask_ratio: Share of the candidates to mask again, in (0, 1]; the paper's is 0.7.
+        candidates: `"all"` tokens that are no masks, prompt included (Algorithm 1), those `"generated"`, or the
+            `"prompt"`.
+        confidence: `"max_probability"` of the law (the paper's), or its `"entropy"`, negated.
+        confidences: `"current"` takes them from this step's conditional pass, so the second pass has to wait for it;
+            `"previous"` from the step before, so both are one batched pass. The first step then has none and is not
+            guided.
+    """
+
+    remask_ratio: float = 0.7
+    candidates: Literal["all", "generated", "prompt"] = "all"
+    confidence: Literal["max_probability", "entropy"] = "max_probability"
+    confidences: Literal["current", "previous"] = "current"
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not (math.isfinite(self.remask_ratio) and 0 < self.remask_ratio <= 1):
+            raise ValueError(
+                f"remask_ratio: expected a share in (0, 1], got {self.remask_ratio}. The paper uses 0.7; "
+                "guidance_scale=1 turns the guidance off."
+            )
+        for argument, known in (
+            ("candidates", ("all", "generated", "prompt")),
+            ("confidence", ("max_probability", "entropy")),
+            ("confidences", ("current", "previous")),
+        ):
+            if getattr(self, argument) not in known:
+                options = ", ".join(map(repr, known))
+                raise ValueError(
+                    f"{argument}: expected {options}, got {getattr(self, argument)!r}. Choose one of them."
+                )
+
+
+class CanvasClassifier(Protocol):
+    """A classifier of canvases that is no transformers model.
+
+    It reads embeddings, so that its gradient is one vector per position and not one number per token. Left padding is
+    given as it is on the canvas; what to do with it is the classifier's own business.
+
+    Attributes:
+        embedding: One row for each token of the guided model, `[V, D]`.
+    """
+
+    @property
+    def embedding(self) -> Tensor:
+        """The rows, `[V, D]`."""
+
+    def log_prob(self, embeds: Tensor, attention_mask: Tensor, labels: Tensor) -> Tensor:
+        """`log p(label | canvas)`, `[B]`, from `[B, L, D]`, `[B, L]` (1 = token, masks included) and labels `[B]`."""
+
+
+@CONTEXTS.register("classifier_gradient")
+@dataclass(frozen=True)
+class ClassifierGradient(Context):
+    """How a classifier's verdict on the canvas would change with each token, to first order; it makes a reward.
+
+    Args:
+        model: A `AutoModelForSequenceClassification`, its name or path, or a `CanvasClassifier`. It must have been
+            trained on noised canvases, and its vocabulary must be the guided model's. Only a name can be serialised.
+        label: The wanted class, one for all or one per prompt.
+        tokenizer: The classifier's, to check the vocabulary token by token. Loaded with the model when that is a name.
+    """
+
+    model: PreTrainedModel | CanvasClassifier | str
+    label: int | tuple[int, ...]
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def __post_init__(self) -> None:
+        """Check the labels."""
+        if isinstance(self.label, list | tuple):
+            object.__setattr__(self, "label", tuple(self.label))
+            if not self.label:
+                raise ValueError("label: expected a class or one per prompt, got none. Give the index of the class.")
+        for label in self.label if isinstance(self.label, tuple) else (self.label,):
+            check_whole("label", label, "Give the index of the class.", least=0)
+
+
+@CONTEXTS.register("sampled_canvases")
+@dataclass(frozen=True)
+class SampledCanvases(Context):
+    """Clean canvases drawn from the law of a step, weighed by a reward of whole texts; it makes a reward.
+
+    Args:
+        reward: `reward(ids)` or `reward(ids, attention_mask=...)`, from token ids `[N, L]` to `[N]`, or where to find
+            it, `"package.module:function"`. Only that can be serialised.
+        samples: Canvases drawn for each row, at least 1.
+        temperature: Of the weights `softmax(reward / temperature)`, above 0, in units of the reward.
+        mode: `"mixture"` weighs all samples, `"pick"` draws one of them.
+        seed: Of the draws, where the decoding loop brings no noise of its own. Never torch's global generator.
+    """
+
+    reward: Callable[..., Tensor] | str
+    samples: int = 16
+    temperature: float = 1.0
+    mode: Literal["mixture", "pick"] = "mixture"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if isinstance(self.reward, str) and not all(self.reward.partition(":")):
+            raise ValueError(
+                f"reward: expected a function or 'package.module:function', got {self.reward!r}. Name both."
+            )
+        if not isinstance(self.reward, str) and not callable(self.reward):
+            raise TypeError(
+                f"reward: expected a function of token ids or where to find it, got {type(self.reward).__name__}. "
+                "Give a function from [N, L] to [N]."
+            )
+        check_whole("samples", self.samples, "The published numbers are 4 to 20.", least=1)
+        check_number("temperature", self.temperature, "Give it in the units of the reward.", above=0)
+        if self.mode not in {"mixture", "pick"}:
+            raise ValueError(f"mode: expected 'mixture' or 'pick', got {self.mode!r}. Choose one of them.")
+        check_whole("seed", self.seed, "Give a seed of the draws.", least=0)

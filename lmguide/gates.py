@@ -97,6 +97,32 @@ class Entropy(Gate):
         return measures.entropy(cond) > self.threshold
 
 
+@GATES.register("confidence")
+@dataclass(frozen=True)
+class Confidence(Gate):
+    """Open where the likeliest token is not likely enough: ``max_v c(v) < threshold``.
+
+    On a canvas it is asked at every position by itself.
+
+    Args:
+        threshold: A probability in [0, 1]; 0 is never open, and 1 everywhere but where the law is certain.
+
+    Example:
+        >>> Confidence(0.8).open(torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log(), Progress(0, None))
+        tensor([ True, False])
+    """
+
+    threshold: float
+
+    def __post_init__(self) -> None:
+        """Check the threshold."""
+        check_number("threshold", self.threshold, "Give a probability, 0.9 for example.", least=0, most=1)
+
+    def open(self, cond: Tensor, progress: Progress, uncond: Tensor | None = None) -> Tensor:
+        """Open where the probability of the likeliest token is below the threshold."""
+        return measures.max_probability(cond) < self.threshold
+
+
 @GATES.register("period")
 @dataclass(frozen=True)
 class Period(Gate):

@@ -1,6 +1,6 @@
 """One guided decoding step, the same for every engine.
 
-Rules where gates are open, at scheduled strength, renormalised once. It knows log-probabilities, not models: whoever
+Rules where gates are open, then rewards, at scheduled strength, renormalised once. It knows log-probabilities, not models: whoever
 calls it says how to get a method's other sources, and is asked only if needed.
 """
 
@@ -44,28 +44,35 @@ def guided_step(
     fetch: Callable[[int], Mapping[str, Tensor]],
     progress: Progress,
     live: Tensor | None = None,
+    rewards: Callable[[int, Tensor], Mapping[str, Tensor]] | None = None,
 ) -> Guided:
     """Combine the sources of one decoding step.
 
     With methods `m` open on a row, `score = c + sum_m (rule_m(c, sources_m) - c)`; with one method that is its rule's
-    result, bit for bit. Closed rows keep the conditional. The scores are renormalised once.
+    result, bit for bit. Rewards then add to that, one after the other. Closed rows keep what they had. The scores are
+    renormalised once.
 
     Args:
         cond: Conditional log-probabilities `[B, V]`, float32.
-        methods: The methods.
+        methods: The methods; rewards are added after all rules.
         strengths: The strength of each, a number or `[B]`, before its schedule.
         fetch: Gives the log-probabilities `[B, V]` of the other sources of method number `i` by name. Called at most
             once for each method, and not at all where the gate is closed on every live row or the schedule has the
             method off.
         progress: The step and how many there will be.
         live: Rows `[B]` still being decoded; finished ones open no gate. `None` is all.
+        rewards: Gives the log-rewards `[B, V]` of method number `i` by name, from the scores `[B, V]` it is to be added
+            to; needed when there are methods with `is_reward`.
 
     Returns:
         The scores and the rows on which some method applied.
     """
     applied = torch.zeros(cond.shape[:-1], dtype=torch.bool, device=cond.device)
     guided: list[Tensor] = []
-    for index, (method, strength) in enumerate(zip(methods, strengths, strict=True)):
+    combined: Tensor | None = None
+    # rules first, whatever the order in which methods were given; sorting is stable
+    for index in sorted(range(len(methods)), key=lambda i: methods[i].is_reward):
+        method, strength = methods[index], strengths[index]
         gate, schedule = method.when(), method.schedule
         weight: float | Tensor = 1.0
         if schedule is not None and not schedule.needs_divergence and (weight := schedule.weight(progress)) == 0:
@@ -75,19 +82,28 @@ def guided_step(
             opened = gate.open(cond, progress) if live is None else gate.open(cond, progress) & live
             if not opened.any():
                 continue
-        sources = fetch(index)
+        if method.is_reward:
+            assert rewards is not None
+            combined = _sum(cond, guided) if combined is None else combined
+            sources = rewards(index, combined)
+        else:
+            sources = fetch(index)
         first = next(iter(sources.values()))
         if gate is not None and gate.needs_uncond:
             opened = gate.open(cond, progress, first)
             opened = opened if live is None else opened & live
         if schedule is not None and schedule.needs_divergence:
             weight = schedule.weight_from(kl_divergence(cond, first))
-        scores = method.combine(cond, sources, scheduled(strength, method.off, weight))
+        before = cond if combined is None else combined
+        scores = method.combine(before, sources, scheduled(strength, method.off, weight))
         if opened is not None:
-            scores = torch.where(opened[..., None], scores, cond)
+            scores = torch.where(opened[..., None], scores, before)
         applied |= True if opened is None else opened
-        guided.append(scores)
-    return Guided(rules.normalize(_sum(cond, guided)), applied)
+        if method.is_reward:
+            combined = scores
+        else:
+            guided.append(scores)
+    return Guided(rules.normalize(_sum(cond, guided) if combined is None else combined), applied)
 
 
 def scheduled(strength: Scale, off: float, weight: Scale) -> Scale:

@@ -21,7 +21,7 @@ else:
 
 # From the ground up. A module may import what stands in the rows above its own, nothing of its own row or below.
 LAYERS: dict[str, tuple[str, ...]] = {
-    "checks and numbers": ("checks", "measures", "serialization"),
+    "checks and numbers": ("checks", "compact", "measures", "serialization"),
     "arithmetic": ("rules", "schedules"),
     "where it applies": ("gates",),
     "thresholds with a promise": ("calibration",),
@@ -29,6 +29,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "descriptions of methods": ("guidance",),
     "one guided step": ("step",),
     "forward passes": ("sources",),
+    "models that denoise a canvas": ("denoisers",),
     "parts for any loop": ("processors", "constraints"),
     "making small models": ("training",),
     "small models": ("bundled",),

@@ -15,6 +15,7 @@ from lmguide.gates import (
     GATES,
     And,
     Calibrated,
+    Confidence,
     Divergence,
     Entropy,
     Gate,
@@ -31,6 +32,7 @@ from lmguide.schedules import Progress
 EXAMPLES: list[Gate] = [
     Entropy(1.0),
     Entropy(-1),
+    Confidence(0.6),
     Period(3),
     Period(2, first=1),
     Interval(),
@@ -106,6 +108,20 @@ def test_entropy_opens_above_its_threshold() -> None:
     assert Entropy(1.4).open(cond, START).tolist() == [False, False, False]
     threshold = measures.entropy(cond)[1].item()
     assert not Entropy(threshold).open(cond, START)[1]
+
+
+def test_confidence_opens_below_its_threshold() -> None:
+    cond = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]]).log()
+    assert Confidence(0.4).open(cond, START).tolist() == [True, False, False]
+    assert Confidence(0.75).open(cond, START).tolist() == [True, True, False]
+    assert Confidence(0.5).open(cond, START).tolist() == [True, False, False], "what reaches the threshold is closed"
+    assert Confidence(0.0).open(cond, START).tolist() == [False, False, False]
+    assert Confidence(1.0).open(cond, START).tolist() == [True, True, False], "a certain law is never guided"
+    # one answer for each position of a canvas, from the largest probability alone
+    canvas = laws(2, 5, 6)
+    assert torch.equal(Confidence(0.6).open(canvas, START), canvas.exp().amax(-1) < 0.6)
+    assert torch.equal(Confidence(0.6).open(canvas.flip(-1), START), Confidence(0.6).open(canvas, START))
+    assert torch.equal(Confidence(0.6).open(canvas, START), Calibrated(0.6).open(canvas, START))
 
 
 def test_period_counts_from_its_first_step() -> None:
@@ -194,6 +210,12 @@ def test_operators_refuse_what_is_no_gate() -> None:
     ("make", "message"),
     [
         (lambda: Entropy(math.nan), r"threshold: expected a finite number, got nan\. Give an entropy in nats"),
+        (
+            lambda: Confidence(1.5),
+            r"threshold: expected a finite number at least 0 and at most 1, got 1\.5\. Give a prob",
+        ),
+        (lambda: Confidence(-0.1), r"threshold: expected a finite number at least 0 and at most 1, got -0\.1"),
+        (lambda: Confidence(math.nan), "threshold: expected a finite number at least 0 and at most 1, got nan"),
         (lambda: Period(0), r"every: expected a whole number of at least 1, got 0\. Use 1"),
         (lambda: Period(2, first=-1), "first: expected a whole number of at least 0, got -1"),
         (lambda: Interval(4, 2), "stop: expected a position behind start 4, got 2"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import lmguide as lg
+from lmguide.guidance.rewards import ClassifierGuidance
 from lmguide.measures import kl_divergence
 from lmguide.schedules import Progress
 from lmguide.step import guided_step, scheduled
@@ -236,3 +237,107 @@ def test_rows_do_not_know_of_each_other() -> None:
         alone = guided_step(COND[row : row + 1], methods, [2.0, 3.0], fetch, MIDDLE)
         torch.testing.assert_close(alone.scores[0], whole.scores[row], atol=1e-6, rtol=1e-5)
         assert bool(alone.open[0]) == bool(whole.open[row])
+
+
+# Rewards: added after all rules, one after the other.
+
+REWARD, BONUS = torch.randn(2, ROWS, VOCAB, generator=torch.Generator().manual_seed(4))
+
+
+def a_reward(scale: Any = 1.0, **more: Any) -> ClassifierGuidance:
+    return ClassifierGuidance("some/classifier", 0, scale, **more)
+
+
+def rewarded(
+    methods: Sequence[lg.Guidance], progress: Progress = MIDDLE, log_rewards: Sequence[Tensor] = (REWARD, BONUS)
+) -> tuple[Guided, list[int], list[tuple[int, Tensor]]]:
+    """A step; the methods whose sources were fetched; the rewards that were asked for, and what they are added to."""
+    fetch, asked = Fetch([{"uncond": UNCOND}] * len(methods)), []
+    rewards = iter(log_rewards)
+
+    def give(index: int, scores: Tensor) -> Mapping[str, Tensor]:
+        asked.append((index, scores))
+        return {"reward": next(rewards)}
+
+    strengths = [method.strength(ROWS) for method in methods]
+    result = guided_step(COND, methods, strengths, fetch, progress, rewards=give)
+    return result, fetch.asked, asked
+
+
+def test_a_reward_alone_is_the_conditional_plus_its_share() -> None:
+    result, fetched, asked = rewarded([a_reward(1.5)])
+    same(result.scores, COND + 1.5 * REWARD)
+    assert result.open.tolist() == [True] * ROWS
+    assert fetched == []
+    assert [index for index, _ in asked] == [0]
+    assert torch.equal(asked[0][1], COND)
+
+
+def test_rewards_come_after_rules_in_whatever_order() -> None:
+    rules, reward = [lg.CFG(2.0), lg.CFG(0.5)], a_reward(1.5)
+    guided = COND + (mix(2.0) - COND) + (mix(0.5) - COND)
+    for place in range(3):
+        methods = [*rules[:place], reward, *rules[place:]]
+        result, fetched, asked = rewarded(methods)
+        same(result.scores, guided + 1.5 * REWARD)
+        assert fetched == [index for index, method in enumerate(methods) if method is not reward]
+        ((index, scores),) = asked
+        assert index == place
+        torch.testing.assert_close(scores, guided, atol=1e-6, rtol=1e-5)
+
+
+def test_a_rule_that_is_not_linear_sees_no_reward() -> None:
+    """What a rule cuts is cut by the conditional alone, and a reward does not bring it back."""
+    cut = lg.Contrastive("x", 0.5, plausibility=0.8)
+    fetch = Fetch([{"amateur": UNCOND}, {"amateur": UNCOND}])
+    methods = [a_reward(50.0), cut]
+    result = guided_step(COND, methods, [50.0, 0.5], fetch, MIDDLE, rewards=lambda index, scores: {"reward": REWARD})
+    kept = COND.ge(COND.amax(-1, keepdim=True) + torch.tensor(0.8).log())
+    assert torch.equal(result.scores > -torch.inf, kept)
+    same(result.scores, cut.combine(COND, {"amateur": UNCOND}, 0.5) + 50 * REWARD)
+
+
+def test_several_rewards_add() -> None:
+    result, _, asked = rewarded([a_reward(1.5), lg.CFG(2.0), a_reward(0.5)])
+    same(result.scores, mix(2.0) + 1.5 * REWARD + 0.5 * BONUS)
+    assert [index for index, _ in asked] == [0, 2]
+    torch.testing.assert_close(asked[1][1], asked[0][1] + 1.5 * REWARD)
+
+
+def test_a_reward_excludes_tokens() -> None:
+    first, second = REWARD.clone(), BONUS.clone()
+    first[:, 2] = second[0, 4] = -torch.inf
+    for methods in ([a_reward(), a_reward(2.0)], [a_reward(), lg.CFG(2.0), a_reward(2.0)]):
+        result, _, _ = rewarded(methods, log_rewards=(first, second))
+        gone = torch.zeros(ROWS, VOCAB, dtype=torch.bool)
+        gone[:, 2] = gone[0, 4] = True
+        assert torch.equal(torch.isneginf(result.scores), gone)
+        torch.testing.assert_close(result.scores.logsumexp(-1), torch.zeros(ROWS), atol=1e-6, rtol=0)
+
+
+def test_a_reward_of_strength_0_is_off() -> None:
+    cut = REWARD.masked_fill(REWARD < 0, -torch.inf)
+    for methods, plain in (([a_reward(0.0)], []), ([lg.CFG(2.0), a_reward(0.0)], [lg.CFG(2.0)])):
+        result, _, _ = rewarded(methods, log_rewards=(cut,))
+        assert torch.equal(result.scores, step(plain)[0].scores)
+        assert not methods[-1].enabled
+    result, _, _ = rewarded([a_reward((0.0, 1.0, -0.5))])
+    same(result.scores, COND + torch.tensor([0.0, 1.0, -0.5])[:, None] * REWARD)
+    assert torch.equal(result.scores[0], COND[0].log_softmax(-1))
+
+
+def test_gates_and_schedules_of_rewards() -> None:
+    threshold = float(ENTROPIES.median())
+    opened = ENTROPIES.gt(threshold)
+    result, _, asked = rewarded([a_reward(3.0, gate=lg.Entropy(threshold), schedule=lg.Linear())])
+    same(result.scores, torch.where(opened[:, None], COND + 0.75 * REWARD, COND))
+    assert torch.equal(result.open, opened)
+    assert torch.equal(result.scores[~opened], COND[~opened].log_softmax(-1))
+    assert len(asked) == 1
+    for method in (a_reward(gate=lg.Entropy(99.0)), a_reward(schedule=lg.Window(3)), a_reward(gate=lg.Period(9))):
+        result, _, asked = rewarded([lg.CFG(2.0), method])
+        assert asked == [], method
+        assert torch.equal(result.scores, step([lg.CFG(2.0)])[0].scores)
+    # the gate of a reward looks at the conditional, not at what the rules have made of it
+    result, _, _ = rewarded([lg.CFG(9.0), a_reward(1.5, gate=lg.Entropy(threshold))])
+    same(result.scores, mix(9.0) + torch.where(opened[:, None], 1.5 * REWARD, 0.0))

@@ -1,6 +1,7 @@
 """Guidance methods: one frozen dataclass each, the same description for every engine."""
 
 from lmguide.guidance.base import GUIDANCE, Guidance, as_methods
+from lmguide.guidance.canvas import AdaptiveCFG
 from lmguide.guidance.models import AutoGuidance, Contrastive, DExperts, ProxyTuning
 from lmguide.guidance.parsing import parse_guidance
 from lmguide.guidance.prompts import (
@@ -26,6 +27,7 @@ __all__ = [
     "ICG",
     "PREADD",
     "TPG",
+    "AdaptiveCFG",
     "AutoGuidance",
     "Contrastive",
     "DExperts",

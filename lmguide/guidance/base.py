@@ -35,6 +35,9 @@ class Guidance(ABC):
     Subclasses are frozen dataclasses registered in `GUIDANCE`; each defines `sources` and `combine`, and names the
     field that holds its strength. The strength has a value, `off`, at which the method does nothing at all.
 
+    A method with `is_reward` adds `strength * log r` to what the rules have combined: its `combine` gets that in the
+    place of the conditional.
+
     Args:
         gate: Where the method applies; `None` is everywhere.
         schedule: How strongly, as a function of progress; `None` is constant.
@@ -43,6 +46,7 @@ class Guidance(ABC):
     name: ClassVar[str]
     strength_field: ClassVar[str] = "guidance_scale"
     off: ClassVar[float] = 1.0
+    is_reward: ClassVar[bool] = False
 
     gate: Gate | None = field(default=None, kw_only=True)
     schedule: Schedule | None = field(default=None, kw_only=True)

@@ -74,7 +74,7 @@ def check_vocabulary(
                     f"model and {theirs.get(index)!r} in the other. Use a model of the same family."
                 )
         return
-    sizes = [m.config.get_text_config(decoder=True).vocab_size for m in (model, other)]
+    sizes = [_vocab_size(m.config) for m in (model, other)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"model: expected the same vocabulary size, {sizes[0]}, got {sizes[1]}. If the tokenizers agree and only "
@@ -91,6 +91,11 @@ def fitted(logits: Tensor, vocab_size: int) -> Tensor:
     if missing > 0:
         return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)
     return logits[..., :vocab_size] if missing < 0 else logits
+
+
+def _vocab_size(config: Any) -> int:
+    described = getattr(config, "get_text_config", None)  # a remote class may bring a configuration without
+    return int((config if described is None else described(decoder=True)).vocab_size)
 
 
 def _tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -252,10 +252,10 @@ def score(text: str, topic: str) -> TaleScore:
         TaleScore(sentences=1, on_topic=1, grammatical=1, consistent=1, mood_words=1, glad=0)
     """
     topic_law(topic)  # refuses an unknown topic, for which every count would silently be 0
-    return sum((_score_sentence(part.strip(), topic) for part in re.findall(r"[^.]*\.", text)), TaleScore())
+    return sum((score_sentence(part.strip(), topic) for part in re.findall(r"[^.]*\.", text)), TaleScore())
 
 
-def _score_sentence(text: str, topic: str) -> TaleScore:
+def score_sentence(text: str, topic: str) -> TaleScore:
     words = re.findall(r"[a-z]+", text.lower())
     agents = [_AGENT_TOPIC[word] for word in words if word in _AGENT_TOPIC]
     topics = {_WORD_TOPIC[word] for word in words if word in _WORD_TOPIC}

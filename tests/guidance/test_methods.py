@@ -13,6 +13,7 @@ import torch
 import lmguide as lg
 from lmguide.contexts import CONTEXTS
 from lmguide.guidance import GUIDANCE, Guidance
+from lmguide.guidance.rewards import ClassifierGuidance, RewardedSamples
 from tests.families import tiny
 from tests.refusals import refused
 
@@ -42,6 +43,9 @@ METHODS: list[Guidance] = [
     lg.ProxyTuning("some/tuned", "some/untuned", 0.5, **EVERY),
     lg.DoLa((1, 3), 0.5, 0.2, **EVERY),
     lg.S2Guidance(2.0, "A sad story.", 0.5, 0.2, 7, **EVERY),
+    lg.AdaptiveCFG(2.5, 0.5, "generated", "entropy", "previous", **EVERY),
+    ClassifierGuidance("some/classifier", (1, 0), 2.0, 5.0, **EVERY),
+    RewardedSamples("some.module:reward", (0.5, 1.5), 8, 0.1, "pick", 7, **EVERY),
 ]
 NAMED = {type(method).name: method for method in METHODS}
 
@@ -81,6 +85,10 @@ def test_defaults_come_back_too(name: str) -> None:
     }
     if name == "prompt_mixture":
         required = {"prompts": ["sad"], "weights": [-0.5]}  # type: ignore[dict-item]
+    if name == "classifier_guidance":
+        required["label"] = 1  # type: ignore[assignment]
+    if name == "rewarded_samples":
+        required["reward"] = "some.module:reward"
     method = Guidance.from_dict({"name": name, **required})
     assert Guidance.from_dict(method.to_dict()) == method
     assert method.enabled
@@ -133,8 +141,11 @@ def test_every_context_goes_to_json_inside_a_mixture() -> None:
         "suffix": lg.Suffix((4, 5)),
         "other_model": lg.OtherModel("some/model"),
         "dropped_blocks": lg.DroppedBlocks(0.2, 3),
+        "masked_prompt": lg.MaskedPrompt(),
+        "remasked_canvas": lg.RemaskedCanvas(0.5, "prompt", "entropy", "previous"),
     }
-    assert set(contexts) == set(CONTEXTS.names()) - {"early_layers"}
+    made_by_their_methods = {"early_layers", "classifier_gradient", "sampled_canvases"}
+    assert set(contexts) == set(CONTEXTS.names()) - made_by_their_methods
     method = lg.PromptMixture(tuple(contexts.values()), (0.1,) * len(contexts))
     assert Guidance.from_json(method.to_json()) == method
     assert list(method.sources().values()) == list(contexts.values())
@@ -228,6 +239,16 @@ BAD: dict[str, tuple[Callable[[], Any], str, type[Exception]]] = {
     "a fraction that is NaN": (lambda: lg.S2Guidance(fraction=math.nan), "fraction", ValueError),
     "omega NaN": (lambda: lg.S2Guidance(omega=math.nan), "omega", ValueError),
     "omega below 0": (lambda: lg.S2Guidance(omega=-1.0), "omega", ValueError),
+    "a ratio of 0": (lambda: lg.AdaptiveCFG(2.0, 0.0), "remask_ratio", ValueError),
+    "a ratio above 1": (lambda: lg.AdaptiveCFG(2.0, 1.5), "remask_ratio", ValueError),
+    "a ratio that is NaN": (lambda: lg.RemaskedCanvas(math.nan), "remask_ratio", ValueError),
+    "other candidates": (lambda: lg.AdaptiveCFG(2.0, candidates="none"), "candidates", ValueError),  # type: ignore[arg-type]
+    "another confidence": (lambda: lg.AdaptiveCFG(2.0, confidence="margin"), "confidence", ValueError),  # type: ignore[arg-type]
+    "confidences of nothing": (
+        lambda: lg.AdaptiveCFG(2.0, confidences="next"),  # type: ignore[arg-type]
+        "confidences",
+        ValueError,
+    ),
     "a gate that is none": (lambda: lg.CFG(2.0, gate="entropy"), "gate", TypeError),  # type: ignore[arg-type]
     "a schedule that is none": (lambda: lg.CFG(2.0, schedule=lg.Period(2)), "schedule", TypeError),  # type: ignore[arg-type]
 }

@@ -1,0 +1,144 @@
+"""From contexts to the canvases and models that stand for them beside the conditional's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+from lmguide import contexts
+from lmguide.denoisers import Denoiser
+from lmguide.sources.canvas import mask_prompt
+from lmguide.sources.ids import Rows
+from lmguide.sources.layers import without_blocks
+from lmguide.sources.models import check_vocabulary
+from lmguide.sources.rows import RowBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from lmguide.sources.canvas import Canvas
+
+
+@dataclass
+class Source:
+    """A model and what it sees in the place of the conditional's canvas.
+
+    Attributes:
+        denoiser: The model.
+        attention_mask: `[B, L']`.
+        prompt: Another prompt, `[B, P']`, in front of the answer; `None` keeps the canvas' own.
+        masked: Whether the given tokens are masked.
+    """
+
+    denoiser: Denoiser
+    attention_mask: Tensor
+    prompt: Tensor | None = None
+    masked: bool = False
+
+    def ids(self, canvas: Canvas, ids: Tensor, prompt_length: int) -> Tensor:
+        """The source's canvas `[B, L']`, whose answer is that of `ids`."""
+        if self.masked:
+            assert self.denoiser.mask_token_id is not None
+            return mask_prompt(canvas, ids, self.denoiser.mask_token_id)
+        return ids if self.prompt is None else torch.cat([self.prompt, ids[:, prompt_length:]], 1)
+
+
+def bind_canvas(
+    context: contexts.Context,
+    denoiser: Denoiser,
+    canvas: Canvas,
+    prompt_length: int,
+    tokenizer: Any = None,
+    negative: Mapping[str, Any] | None = None,
+) -> Source:
+    """The model and the canvas of a context.
+
+    Args:
+        context: The context; not a reward's.
+        denoiser: The guided model.
+        canvas: The canvases as they are at the start.
+        prompt_length: Columns of the prompt; 0 where a canvas is filled in.
+        tokenizer: For prompts in text.
+        negative: Arguments of `RowBuilder.negative`, to take the place of a `NegativePrompt`'s own.
+
+    Raises:
+        ValueError: The context makes no sense on a canvas, or cannot be made from what there is.
+    """
+    mask = canvas.attention_mask
+    match context:
+        case contexts.MaskedPrompt():
+            return _masked_prompt(denoiser, mask)
+        case contexts.NegativePrompt(prompt=None) if negative is None and denoiser.mask_token_id is not None:
+            return _masked_prompt(denoiser, mask)
+        case contexts.RemaskedCanvas():
+            return Source(denoiser, mask)
+        case contexts.OtherModel():
+            return Source(_other(context, denoiser, tokenizer), mask)
+        case contexts.DroppedBlocks():
+            thinned = without_blocks(denoiser.model, context)
+            return Source(Denoiser(thinned, denoiser.family, mask_token_id=denoiser.mask_token_id), mask)
+        case contexts.Suffix() | contexts.EarlyLayers():
+            raise ValueError(
+                f"{type(context).__name__}: it reads a cache or layers that only a model which writes from left to "
+                "right has. Use CFG, AdaptiveCFG or AutoGuidance on a canvas."
+            )
+    if not prompt_length:
+        raise ValueError(
+            f"{type(context).__name__}: a canvas that is filled in has no prompt to replace. Use MaskedPrompt, "
+            "AdaptiveCFG or another model."
+        )
+    rows = _builder(denoiser, canvas, prompt_length, tokenizer)
+    found = rows.negative(**negative) if isinstance(context, contexts.NegativePrompt) and negative else rows(context)
+    found = found.repeat(canvas.ids.shape[0]) if found.ids.shape[0] == 1 else found
+    answer = mask[:, prompt_length:]
+    return Source(denoiser, torch.cat([found.mask, answer], 1), prompt=found.ids)
+
+
+def _masked_prompt(denoiser: Denoiser, mask: Tensor) -> Source:
+    if denoiser.mask_token_id is None:
+        raise ValueError(
+            f"MaskedPrompt: expected a model with a mask token, got {denoiser.family.name}, which denoises random "
+            "tokens. Give a negative prompt instead."
+        )
+    return Source(denoiser, mask, masked=True)
+
+
+def _builder(denoiser: Denoiser, canvas: Canvas, prompt_length: int, tokenizer: Any) -> RowBuilder:
+    prompt = Rows(canvas.ids[:, :prompt_length], canvas.attention_mask[:, :prompt_length])
+    config = getattr(denoiser.model, "generation_config", None) or GenerationConfig()
+    vocabulary = SimpleNamespace(
+        vocab_size=denoiser.vocab_size, bos_token_id=getattr(denoiser.model.config, "bos_token_id", None)
+    )
+    model: Any = SimpleNamespace(
+        generation_config=config, config=SimpleNamespace(get_text_config=lambda decoder=True: vocabulary)
+    )
+    return RowBuilder(prompt, canvas.ids.shape[0], model, tokenizer or denoiser.tokenizer, canvas.ids.device)
+
+
+def _other(context: contexts.OtherModel, denoiser: Denoiser, tokenizer: Any) -> Denoiser:
+    other: Any = context.model
+    if isinstance(other, str):
+        from lmguide.denoisers.loading import load
+
+        other = load(other, dtype=denoiser.dtype, device=denoiser.device)
+    if not isinstance(other, Denoiser):
+        other = Denoiser(other, denoiser.family, mask_token_id=denoiser.mask_token_id)
+    if other.device != denoiser.device:
+        raise ValueError(
+            f"model: expected it on {denoiser.device} like the guided one, got {other.device}. Move it with .to()."
+        )
+    if other.mask_token_id != denoiser.mask_token_id:
+        raise ValueError(
+            f"model: expected the guided model's mask token {denoiser.mask_token_id}, got {other.mask_token_id}. "
+            "Both must denoise the same canvas; pick two models of one family."
+        )
+    check_vocabulary(
+        denoiser.model, tokenizer or denoiser.tokenizer, other.model, context.tokenizer or other.tokenizer
+    )
+    return other

@@ -1,0 +1,116 @@
+"""What would be written at each undecided position, and how sure the law is: the work that every step does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmguide.diffusion.orders import Decisions
+from lmguide.diffusion.sampling import draw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from lmguide.diffusion.branches import Law
+    from lmguide.diffusion.noise import RowNoise
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_p: Smallest set of tokens with this much probability; 1 is all.
+        top_k: So many likeliest tokens; 0 is all.
+        suppressed: Tokens that are never written, beside the mask token.
+        mask_token_id: The mask token, if there is one.
+        noise: Noise by row, step and column.
+        allowed: Further limits: rows and columns `[n]` to booleans `[n, V]`; `None` is none.
+    """
+
+    temperature: float
+    top_p: float
+    top_k: int
+    suppressed: Tensor
+    mask_token_id: int | None
+    noise: RowNoise
+    allowed: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    @property
+    def filters(self) -> bool:
+        """Whether tokens come from another law than the one before temperature."""
+        return self.temperature > 0 or self.top_p < 1 or self.top_k > 0
+
+
+def decide(law: Law, wanted: Tensor, start: int, step: int, sampler: Sampler, filtered: bool, reads: frozenset[str]) -> Decisions:
+    """A token for every wanted position, and what orders go by.
+
+    The mask token is never drawn. It keeps its share of the law, so that a position at which the model would rather
+    write a mask counts as unsure.
+
+    Args:
+        law: The guided laws of the step.
+        wanted: Positions to decide, `[B, W]`.
+        start: Column of the first of them.
+        step: Number of the step, for the noise.
+        sampler: How tokens are drawn.
+        filtered: Statistics of the law after temperature and filters in the place of the one before.
+        reads: Which of `second` and `entropy` are asked for.
+    """
+    shape, device = wanted.shape, wanted.device
+    tokens = torch.full(shape, -1, dtype=torch.long, device=device)
+    log_prob, top, second = (torch.full(shape, -torch.inf, device=device) for _ in range(3))
+    entropy = torch.full(shape, torch.inf, device=device)
+    for part in law.chunks(wanted.nonzero()):
+        rows, places = part.unbind(1)
+        columns = places + start
+        scores, _ = law.at(rows, columns, normalised=False)
+        scores = _limited(scores, rows, columns, sampler)
+        if not filtered or not sampler.filters:
+            normaliser = scores.logsumexp(-1)
+            if "second" in reads or "entropy" in reads:
+                top[rows, places], second[rows, places], entropy[rows, places] = _spread(scores, normaliser, reads)
+        if sampler.mask_token_id is not None:
+            scores[:, sampler.mask_token_id] = -torch.inf  # from here on for the draw alone
+        if sampler.filters:
+            gumbel = None
+            if sampler.temperature > 0:
+                gumbel = sampler.noise.gumbel(rows, columns, step, scores.shape[-1])
+            drawn, after = draw(scores, sampler.temperature, sampler.top_p, sampler.top_k, gumbel)
+            if filtered:
+                scores, normaliser = after, torch.zeros_like(after[:, 0])
+                top[rows, places], second[rows, places], entropy[rows, places] = _spread(scores, normaliser, reads)
+        else:
+            drawn = scores.argmax(-1)
+        tokens[rows, places] = drawn
+        log_prob[rows, places] = scores.gather(-1, drawn[:, None])[:, 0] - normaliser
+    return Decisions(tokens, log_prob, top, second, entropy)
+
+
+def _spread(scores: Tensor, normaliser: Tensor, reads: frozenset[str]) -> tuple[Tensor | float, Tensor | float, Tensor | float]:
+    """The two largest log-probabilities and the entropy, as far as they are asked for."""
+    top, second, entropy = -torch.inf, -torch.inf, torch.inf
+    if "second" in reads:
+        top, second = (scores.topk(2, -1).values - normaliser[:, None]).unbind(1)
+    if "entropy" in reads:
+        logp = scores - normaliser[:, None]
+        entropy = -torch.where(logp == -torch.inf, 0.0, logp.exp() * logp).sum(-1)
+    return top, second, entropy
+
+
+def _limited(scores: Tensor, rows: Tensor, columns: Tensor, sampler: Sampler) -> Tensor:
+    if sampler.suppressed.numel():
+        scores = scores.index_fill(-1, sampler.suppressed, -torch.inf)
+    if sampler.allowed is None:
+        return scores
+    allowed = sampler.allowed(rows, columns)
+    if not allowed.any(-1).all():
+        raise ValueError(
+            "constraint: expected at least one allowed token at every position, got none at some. Loosen the constraint."
+        )
+    return scores.masked_fill(~allowed, -torch.inf)

@@ -1,0 +1,232 @@
+"""`generate`: guided decoding of masked- and uniform-diffusion language models, in Hugging Face's words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+
+from lmguide.checks import check_whole
+from lmguide.denoisers import Denoiser
+from lmguide.diffusion.branches import Guide
+from lmguide.diffusion.correctors import Corrector, as_corrector
+from lmguide.diffusion.decisions import Sampler
+from lmguide.diffusion.loop import Loop
+from lmguide.diffusion.noise import RowNoise, keys_from
+from lmguide.diffusion.early_commit import EarlyCommit, as_early_commit
+from lmguide.diffusion.orders import Order, as_order
+from lmguide.diffusion.request import check_lengths, check_sampling, lay_out, token_list
+from lmguide.diffusion.windows import windows
+from lmguide.guidance import Guidance, as_methods, parse_guidance
+from lmguide.sources.binding import given_negative
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmguide.diffusion.output import DiffusionOutput
+
+Allowed: TypeAlias = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
+"""A constraint: canvas `[B, L]`, rows `[n]` and columns `[n]` to the allowed tokens, booleans `[n, V]`."""
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    guidance: Guidance | Sequence[Guidance] | str | None = None,
+    negative_prompt: Any = None,
+    negative_prompt_ids: Tensor | None = None,
+    negative_prompt_attention_mask: Tensor | None = None,
+    constraint: Allowed | None = None,
+    order: Order | str = "low_confidence",
+    corrector: Corrector | str | None = None,
+    early_commit: EarlyCommit | str | None = None,
+    steps: int | None = None,
+    max_new_tokens: int | None = None,
+    block_length: int | None = None,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    infill: bool = False,
+    eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int | None = None,
+    suppress_tokens: Sequence[int] | None = None,
+    defer_tokens: Sequence[int] | None = None,
+    cache: Literal["prefix", "dual"] | None = None,
+    residual_interval: int = 1,
+    tokenizer: Any = None,
+    streamer: Any = None,
+    progress: bool = False,
+    output_history: bool = False,
+) -> DiffusionOutput:
+    """Fill the canvas behind some prompts, or the masks of given canvases.
+
+    The canvas is the prompt and `max_new_tokens` mask tokens. At each denoising step the guided law of every undecided
+    position of the current block is worked out, a token drawn from it, and the `order` picks the positions that are
+    committed. At temperature 0, with `order="low_confidence"`, this is LLaDA's own loop (2502.09992), token for token.
+
+    Args:
+        model: A `Denoiser`, from `load`, or a model whose family is recognised from its configuration.
+        input_ids: Prompts, `[B, P]`, left-padded; with `infill` whole canvases with mask tokens.
+        attention_mask: `[B, P]`, 1 on tokens; `None` is all ones.
+        guidance: A method, several, or a string such as `"cfg:guidance_scale=2"`. On a canvas `CFG()` without a negative
+            prompt contrasts with the prompt masked; see also `AdaptiveCFG`.
+        negative_prompt: Text, chat messages or ids in the place of the method's own; one for all rows or one per row.
+        negative_prompt_ids: The same as a tensor of ids.
+        negative_prompt_attention_mask: Its mask.
+        constraint: Canvas `[B, L]`, rows `[n]` and columns `[n]` to the allowed tokens `[n, V]`; applied after guidance.
+        order: Which positions are committed: an `Order`, or its string form such as `"threshold:threshold=0.9"`.
+        corrector: What opens committed positions again or rewrites them; `None` leaves them.
+        early_commit: When a whole row is committed at once; `None` is never.
+        steps: Denoising steps over the whole answer, a multiple of the number of blocks; `None` is one per token.
+        max_new_tokens: Length of the answer, 128 by default; with `infill` there is none.
+        block_length: Columns of a block; blocks are decoded from left to right. `None` is the whole answer, or the block
+            of a block-causal model.
+        temperature: 0 takes the likeliest token. The guided law is divided by it, then top-k and top-p apply.
+        top_p: Smallest set of tokens with this much probability, in (0, 1].
+        top_k: So many likeliest tokens, at least 1; 0 or `None` is all.
+        generator: Seed of the noise: one generator, or one per row, so that a row's answer does not depend on its
+            batch. Each is read once. `None` is torch's default one.
+        infill: Fill in the mask tokens of `input_ids`.
+        eos_token_id: What ends an answer; `None` is the model's own, `()` is nothing. Behind the first end before which
+            everything stands, the row is padded and done.
+        pad_token_id: What is written behind an end; `None` is the model's own, or the end's token.
+        suppress_tokens: Tokens that are never written.
+        defer_tokens: Tokens that are committed only where nothing else is left to commit, such as the end of sequence
+            of a model that likes to end at once.
+        cache: `"prefix"` keeps keys and values of everything before the block, `"dual"` of everything outside it
+            (Fast-dLLM, 2505.22618); made anew at each block. An approximation, except for block-causal models, with
+            which `"prefix"` is exact.
+        residual_interval: The difference of the conditional and each other source is worked out every so many steps
+            and used again in between (dLLM-Cache, 2506.06295); 1 is at every step. An approximation.
+        tokenizer: For prompts in text; by default the denoiser's own.
+        streamer: A streamer of transformers; gets tokens once all before them stand. For one row.
+        progress: Show a progress bar.
+        output_history: Return the canvas before the first step and after each.
+
+    Returns:
+        Sequences, the step and confidence at which each token was written, evaluations per row, statistics.
+
+    Raises:
+        ValueError: Something asked for cannot be done exactly; the argument is named.
+
+    Example:
+        >>> import lmguide as lg
+        >>> model, tokenizer = lg.bundled("sudoku")
+        >>> denoiser = lg.diffusion.Denoiser(model, tokenizer=tokenizer)
+        >>> puzzle = tokenizer("1 0 0 4 0 0 2 0 0 3 0 0 2 0 0 1 |", return_tensors="pt").input_ids
+        >>> output = lg.diffusion.generate(denoiser, puzzle, max_new_tokens=16, guidance=lg.CFG(1.5))
+        >>> output.sequences.shape[1] - puzzle.shape[1]
+        16
+    """
+    denoiser = _denoiser(model, tokenizer)
+    if isinstance(guidance, str):
+        guidance = parse_guidance(guidance)
+    methods = () if guidance is None else as_methods(guidance)
+    negative = given_negative(methods, negative_prompt, negative_prompt_ids, negative_prompt_attention_mask)
+    if max_new_tokens is not None:
+        check_whole("max_new_tokens", max_new_tokens, "Give the length of the answer, 128 for example.", least=1)
+    check_whole("residual_interval", residual_interval, "Use 1 for a fresh one at every step.", least=1)
+    order = as_order(order)
+    corrector = None if corrector is None else as_corrector(corrector)
+    if corrector is not None and corrector.needs_editable and not denoiser.family.editable:
+        raise ValueError(
+            f"corrector: {type(corrector).__name__} rewrites tokens, which {denoiser.family.name} was not trained for. "
+            "Use a remasking corrector, or say Family(editable=True) for a model that was."
+        )
+    new_tokens = max_new_tokens if max_new_tokens is not None or infill else 128
+    prompts = lay_out(denoiser, input_ids, attention_mask, new_tokens, infill)
+    canvas, first = prompts.canvas, prompts.prompt_length
+    batch, length = canvas.ids.shape
+    block_length, block_steps = check_lengths(denoiser, length, length - first, block_length, steps)
+    temperature, top_p, top_k = check_sampling(temperature, top_p, top_k)
+    _check_streamer(streamer, batch, infill, corrector)
+    _check_cache(cache, denoiser, methods)
+    device, vocab_size = canvas.ids.device, denoiser.vocab_size
+    noise = RowNoise(keys_from(generator, batch, device))
+    ends = token_list("eos_token_id", _own(denoiser, "eos_token_id") if eos_token_id is None else eos_token_id, vocab_size)
+    padding = token_list("pad_token_id", _own(denoiser, "pad_token_id") if pad_token_id is None else pad_token_id, vocab_size)
+    guide = Guide(
+        denoiser,
+        [method for method in methods if method.enabled],
+        canvas,
+        first,
+        tokenizer=tokenizer,
+        negative=negative,
+        cache=cache,
+        residual_interval=residual_interval,
+    )
+
+    def tokens(argument: str, given: Sequence[int] | None) -> Tensor:
+        return torch.tensor(token_list(argument, given, vocab_size), dtype=torch.long, device=device)
+
+    allowed = None
+    if constraint is not None:
+        def allowed(rows: Tensor, columns: Tensor) -> Tensor:
+            return constraint(canvas.ids, rows, columns)
+
+    sampler = Sampler(
+        temperature, top_p, top_k, tokens("suppress_tokens", suppress_tokens), denoiser.mask_token_id, noise, allowed
+    )
+    loop = Loop(
+        guide=guide,
+        order=order,
+        sampler=sampler,
+        noise=noise,
+        windows=list(windows(canvas, first, block_length, denoiser.family)),
+        steps=block_steps,
+        corrector=corrector,
+        early_commit=None if early_commit is None else as_early_commit(early_commit),
+        deferred=tokens("defer_tokens", defer_tokens),
+        ends=tokens("eos_token_id", ends),
+        padding=(padding or ends or [0])[0],
+        streamer=streamer,
+        progress=progress,
+        keep_history=output_history,
+    )
+    return loop.run()
+
+
+def _own(denoiser: Denoiser, name: str) -> Any:
+    for holder in (getattr(denoiser.model, "generation_config", None), denoiser.model.config, denoiser.tokenizer):
+        if (found := getattr(holder, name, None)) is not None:
+            return found
+    return None
+
+
+def _check_streamer(streamer: Any, batch: int, infill: bool, corrector: Any) -> None:
+    if streamer is None:
+        return
+    if batch > 1:
+        raise ValueError(f"streamer: expected one row, got {batch}. Stream one prompt at a time.")
+    if infill or corrector is not None:
+        what = "infill" if infill else "corrector"
+        raise ValueError(
+            f"streamer: a token that was streamed cannot change, and with {what} it might, or stands between others. "
+            "Leave the streamer out and use output_history."
+        )
+
+
+def _check_cache(cache: Any, denoiser: Denoiser, methods: Sequence[Guidance]) -> None:
+    if cache not in {None, "prefix", "dual"}:
+        raise ValueError(f"cache: expected 'prefix', 'dual' or None, got {cache!r}. Choose one of them.")
+    if cache is not None and any(method.name == "adaptive_cfg" for method in methods):
+        raise ValueError(
+            "cache: AdaptiveCFG masks tokens all over the canvas anew at each step, so there are no keys and values to "
+            "keep. Leave the cache out, or use CFG."
+        )
+
+
+def _denoiser(model: Any, tokenizer: Any) -> Denoiser:
+    if isinstance(model, Denoiser):
+        return model
+    if getattr(getattr(model, "config", None), "model_type", None) == "diffusion_gemma":
+        raise ValueError(
+            "model: DiffusionGemma has a decoding loop of its own in transformers. "
+            "Use lmguide.diffusion.guide_gemma(model, guidance).generate(...)."
+        )
+    return Denoiser(model, tokenizer=tokenizer)

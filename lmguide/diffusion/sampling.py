@@ -1,0 +1,82 @@
+"""A token from the law of each position: temperature, top-k and top-p as in transformers, and Gumbel noise.
+
+It is given laws and noise, and knows neither where they come from nor which positions will be committed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from lmguide.checks import check_number, check_whole
+from lmguide.measures import promote
+from lmguide.rules.candidates import normalize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def draw(
+    log_probs: Tensor,
+    temperature: float = 0.0,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    gumbel: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw one token from each law: `argmax_v (log p'(v) + g_v)`, where `p'` is the law after temperature and filters.
+
+    The filters are those of transformers, in its order: `p / temperature`, then the `top_k` likeliest tokens, then the
+    smallest set of them with probability at least `top_p`. Dream's own code filters by `top_p` first; the two orders
+    differ only where both filters are given.
+
+    Args:
+        log_probs: `[n, V]` log-probabilities, or scores that are such up to a constant per row. Each row needs one
+            entry above `-inf`.
+        temperature: At least 0. At 0 the likeliest token is taken, the leftmost of several, and `p'` is the law after
+            the filters alone.
+        top_p: In [0, 1]; None or 1 is off.
+        top_k: At least 1; None or 0 is off.
+        gumbel: `[n, V]` from `RowNoise.gumbel`, needed for a temperature above 0 and not looked at for 0.
+
+    Returns:
+        The tokens `[n]` int64, and `log p'` `[n, V]` in float32 (float64 for float64), normalised, `-inf` where a
+        token was cut.
+
+    Raises:
+        TypeError: An argument is no number.
+        ValueError: An argument is out of its range, or there is no noise to draw with.
+
+    Example:
+        >>> import torch
+        >>> tokens, law = draw(torch.tensor([[0.5, 0.3, 0.2]]).log(), top_k=2)
+        >>> tokens, law.exp()
+        (tensor([0]), tensor([[0.6250, 0.3750, 0.0000]]))
+    """
+    warpers = _warpers(temperature, top_p, top_k)
+    (scores,) = promote(log_probs)
+    # The warpers look at the scores alone, never at the ids before them.
+    law = normalize(warpers(None, scores))  # type: ignore[arg-type]
+    if temperature == 0:
+        return law.argmax(-1), law
+    if gumbel is None:
+        raise ValueError(
+            f"gumbel: expected noise for temperature {temperature}, got None. Give RowNoise.gumbel, or temperature 0."
+        )
+    return (law + gumbel).argmax(-1), law
+
+
+def _warpers(temperature: float, top_p: float | None, top_k: int | None) -> LogitsProcessorList:
+    check_number("temperature", temperature, "Use 0 for the likeliest token.", least=0)
+    if top_p is not None:
+        check_number("top_p", top_p, "Use None for all tokens.", least=0, most=1)
+    if top_k is not None:
+        check_whole("top_k", top_k, "Use None for all tokens.", least=0)
+    warpers = LogitsProcessorList()
+    if temperature not in {0, 1}:
+        warpers.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p is not None and top_p < 1:
+        warpers.append(TopPLogitsWarper(float(top_p)))
+    return warpers
