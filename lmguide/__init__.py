@@ -47,10 +47,13 @@ from lmguide.guidance import (
 )
 from lmguide.huggingface import decoding, guide
 from lmguide.processors import (
+    AdaptiveCFGLogitsProcessor,
+    CanvasLogitsProcessor,
     CFGLogitsProcessor,
     ContrastiveLogitsProcessor,
     DoLaLogitsProcessor,
     GuidanceLogitsProcessor,
+    MaskedCFGLogitsProcessor,
     SelectiveCFGLogitsProcessor,
     SuffixCFGLogitsProcessor,
 )
@@ -67,10 +70,12 @@ __all__ = [
     "PREADD",
     "TPG",
     "AdaptiveCFG",
+    "AdaptiveCFGLogitsProcessor",
     "AutoGuidance",
     "Beta",
     "CFGLogitsProcessor",
     "Calibrated",
+    "CanvasLogitsProcessor",
     "Confidence",
     "Constant",
     "Contrastive",
@@ -91,6 +96,7 @@ __all__ = [
     "Interval",
     "LastToken",
     "Linear",
+    "MaskedCFGLogitsProcessor",
     "MaskedPrompt",
     "NegativePrompt",
     "OtherModel",

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
 def parse_compact(text: str, argument: str, example: str) -> dict[str, Any]:
     """The dictionary that a compact string or a JSON object stands for, with the name under `"name"`.
 
     The form is `name` or `name:key=value,key=value`. A value is JSON (a number, `true`, `null`, a quoted string, a
-    list, an object) or else a bare text up to the next comma. Whether name and keys are known is for `from_dict` to say.
+    list, an object) or else a bare text up to the next comma. Whether name and keys are known is for `from_dict` to
+    say.
 
     Args:
         text: The string.

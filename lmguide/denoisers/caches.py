@@ -60,8 +60,7 @@ class CanvasCache(Cache):
         self._keys: list[Tensor | None] = []
         self._values: list[Tensor | None] = []
         self._shape = (0, 0)  # rows and columns of the canvas that was last run
-        self._held = 0  # block-causal: columns whose keys and values are final
-        self._begun = 0  # first column of the earliest window begun since the last call
+        self._begun = 0  # block-causal: what is before the block of this column is stored, and final
         self._fresh = False  # full: whether the window's first call has been
         self._span = Span(0, 0, 0)
         self._updated = 0
@@ -102,9 +101,8 @@ class CanvasCache(Cache):
                 "Call cache.keep_rows(rows) when rows leave, or make a new cache."
             )
         if self.attention == "block_causal":
-            self._held = min(self._held, layout.block_start(self._begun))
             behind = layout.block_stop(high - 1)
-            self._span = Span(min(self._held, low), behind, behind)
+            self._span = Span(min(layout.block_start(self._begun), low), behind, behind)
         elif not self._fresh:
             self._span = Span(0, length, length)
         else:
@@ -113,8 +111,8 @@ class CanvasCache(Cache):
                     f"cache: expected the {self._shape[1]} columns it holds, got {length}. "
                     "Call cache.begin_block(start, stop) when the canvas grows."
                 )
-            first = min(self.window[0], low)
-            self._span = Span(first, length if self.kind == "prefix" else max(self.window[1], high), length)
+            first = max(self.window[0] - int(layout.family.shift), 0)
+            self._span = Span(first, length if self.kind == "prefix" else self.window[1], length)
         self._updated = 0
         self._layout = layout
         return self._span
@@ -128,11 +126,8 @@ class CanvasCache(Cache):
         if not self._updated:
             raise ValueError("cache: expected layers that store keys and values, got none. Decode without a cache.")
         assert self.window is not None
-        self._fresh, self._begun = True, self.window[0]
+        self._fresh, self._begun = True, min(self.window[0], span.behind)
         self._shape = (self._layout.rows, self._layout.length)
-        if self.attention == "block_causal":
-            # All before the window's first block was final before this run, and has been run.
-            self._held = self._layout.block_start(self.window[0])
 
     def keep_rows(self, rows: Tensor) -> None:
         """Keep some rows, in the order given.

@@ -119,8 +119,8 @@ class Denoiser:
     ) -> Tensor:
         """The logits of the columns ``[start, stop)``, in one forward pass.
 
-        Entry i scores the token at column ``start + i``, whatever the model's own convention. With a shift, column 0
-        has nobody before it and takes the scores that the model gives for column 1.
+        Entry i scores the token at column ``start + i``, whatever the model's own convention. With a shift, a row's
+        first token has nobody before it and takes the scores that the model gives for its second.
 
         Gradients are as the caller has them; with a cache there are none.
 
@@ -148,9 +148,10 @@ class Denoiser:
         layout = self._layouts.of(attention_mask, rows, length)
         if layout.padded and not self._probed:
             self._probe_padding()
-        shift = int(self.family.shift)
-        low = max(start - shift, 0)
-        high = max(stop - shift, low + 1)
+        low, high, firsts = start, stop, []
+        if self.family.shift:
+            firsts = [column for column in layout.begins if start <= column < stop]
+            low, high = max(start - 1, 0), max(stop - 1, *(column + 1 for column in firsts), 1)
         if cache is not None:
             with torch.no_grad():
                 span = cache.span(layout, start, stop, low, high)
@@ -159,8 +160,8 @@ class Denoiser:
         else:
             behind = layout.block_stop(high - 1) if self.family.attention == "block_causal" else length
             logits = self._run(canvas, layout, Span(0, behind, behind), low, high, timesteps, None)
-        if high - low < stop - start:
-            logits = torch.cat([logits[:, :1], logits], 1)
+        if self.family.shift:
+            logits = _shifted(logits, layout, low, start, stop, firsts)
         return self._substituted(logits, canvas[:, start:stop]) if self.family.substitution else logits
 
     def new_cache(self, kind: Literal["prefix", "dual"] = "prefix") -> CanvasCache:
@@ -211,7 +212,7 @@ class Denoiser:
             inputs["attention_mask"] = mask
         elif self.family.padding == "pairs":
             inputs["attention_mask"] = "full"  # Dream's word for no mask
-        if "position_ids" in self._takes and (self.family.padding != "keys" or layout.padded):
+        if "position_ids" in self._takes:
             inputs["position_ids"] = layout.positions_of(first, behind, self._offset)
         if cache is not None:
             inputs["past_key_values"] = cache
@@ -281,11 +282,11 @@ class Denoiser:
 
     def _substituted(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """The SUBS parametrisation: no mass on the mask token, all mass on a token that stands."""
-        assert self.mask_token_id is not None  # a family with substitution has one
+        assert self.mask_token_id is not None  # there is none with uniform noise alone
         masked = (tokens == self.mask_token_id)[..., None]
-        logits = logits.masked_fill(~masked, -torch.inf)
-        logits[..., self.mask_token_id] = -torch.inf
-        return logits.scatter_(-1, tokens[..., None], torch.where(masked, -torch.inf, 0.0).to(logits.dtype))
+        # At a masked column the token that stands is the mask token itself.
+        own = torch.where(masked, -torch.inf, 0.0).to(logits.dtype)
+        return logits.masked_fill(~masked, -torch.inf).scatter_(-1, tokens[..., None], own)
 
     @torch.no_grad()
     def _probe_padding(self) -> None:
@@ -295,17 +296,36 @@ class Denoiser:
         """
         self._probed = True
         ids = [token for token in range(min(self.vocab_size, 8)) if token != self.mask_token_id]
-        canvas = torch.tensor([[ids[0], *ids[-2:]], [ids[1], *ids[-2:]]], device=self.device)
-        mask = torch.tensor([[0, 1, 1], [0, 1, 1]], device=self.device)
-        padded = self(canvas, mask, start=1).float()
-        alone = self(canvas[:1, 1:].contiguous()).float()
-        off = max(float((padded[0] - padded[1]).abs().max()), float((padded[0] - alone[0]).abs().max()))
+        canvas = torch.tensor([[ids[0], *ids[-2:]]], device=self.device)
+        padded = self(canvas, torch.tensor([[0, 1, 1]], device=self.device), start=1).float()
+        alone = self(canvas[:, 1:]).float()
+        off = float((padded - alone).abs().max())
         if off > _PROBE_TOLERANCE * float(alone.std()):
             self._probed = False
             raise ValueError(
                 f"attention_mask: expected a model that leaves padding out, got logits that change by {off:.2g} with "
                 "one column of it. Decode prompts of different lengths one at a time, or load newer model code."
             )
+
+
+def _shifted(logits: Tensor, layout: Layout, low: int, start: int, stop: int, firsts: list[int]) -> Tensor:
+    """The scores of the columns `[start, stop)`, each from the column before it; rows that begin there from their own.
+
+    Args:
+        logits: The model's, at the columns from `low` on.
+        layout: Where rows begin.
+        low: The column before `start`, or 0.
+        start: First column wanted.
+        stop: The column behind the last wanted.
+        firsts: Columns among them at which rows begin.
+    """
+    scores = logits[:, : stop - start] if start else torch.cat([logits[:, :1], logits[:, : stop - 1]], 1)
+    if firsts and layout.padded:
+        scores = scores.clone()
+        for column in firsts:
+            begins = (layout.begin == column)[:, None]
+            scores[:, column - start] = torch.where(begins, logits[:, column - low], scores[:, column - start])
+    return scores
 
 
 def _logits(output: Any) -> Tensor:

@@ -47,10 +47,12 @@ class Layout:
     ) -> None:
         self.family, self.rows, self.length, self.device, self.dtype = family, rows, length, device, dtype
         self.real, self.begins = (None, [0]) if attention_mask is None else _read(attention_mask.to(device), family)
-        # Positions of real tokens are counted from the row's first; `[1, L]` or `[B, L]`.
+        # Columns at which rows begin, `[B]`, and positions counted from there, `[B, L]`; of one row without padding.
         if self.real is None:
+            self.begin = torch.zeros(1, dtype=torch.int64, device=device)
             self.positions = torch.arange(length, device=device)[None]
         else:
+            self.begin = self.real.long().argmax(-1)
             self.positions = (self.real.cumsum(-1) - 1).clamp_min(0)
         self._masks: OrderedDict[tuple[int, int, int], Tensor] = OrderedDict()
 

@@ -5,6 +5,7 @@ It knows nothing of how a model is run; that is `Denoiser`.
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,13 +14,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from lmguide.denoisers.denoiser import Denoiser
+from lmguide.denoisers.families import family as family_named
 from lmguide.denoisers.families import family_of
 from lmguide.denoisers.remote_code import LOCK, lost_names, mend_config, missing_keys, model_class, tied_embeddings
-from lmguide.denoisers.repairs import repair
+from lmguide.denoisers.repairs import check_rotary, repair
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     from lmguide.denoisers.families import Family
 
 # In this order: a class that also has a language model head is wanted before one that may not.
@@ -74,7 +74,7 @@ def load(
         The denoiser; its ``model`` is the model of transformers.
 
     Raises:
-        TypeError: an argument of ``from_pretrained`` that `load` decides itself.
+        TypeError: an argument of the wrong type, or one of ``from_pretrained`` that `load` decides itself.
         ValueError: the checkpoint brings code and ``trust_remote_code`` is False, has no language model, is of an
             unknown family, lacks weights, has two different weights where its configuration asks for one, or has
             buffers that are neither in it nor follow from its configuration; or there is no tokenizer in it.
@@ -89,7 +89,7 @@ def load(
         >>> denoiser.family.name
         'masked_lm'
     """
-    _check_arguments(trust_remote_code, device, from_pretrained_kwargs)
+    _check_arguments(name_or_path, trust_remote_code, device, from_pretrained_kwargs)
     name, rest = str(name_or_path), dict(from_pretrained_kwargs)
     hub = {key: rest.pop(key) for key in _HUB if key in rest} | ({"revision": revision} if revision else {})
     code = {"code_revision": rest.pop("code_revision")} if "code_revision" in rest else {}
@@ -100,8 +100,7 @@ def load(
             config, rest = AutoConfig.from_pretrained(
                 name, trust_remote_code=trust_remote_code, return_unused_kwargs=True, **hub, **code, **rest
             )
-        if family is None:
-            family = family_of(config)
+        family = _family(family, config)
         if reference is None:
             cls, own = _native_class(config), False
         else:
@@ -116,12 +115,15 @@ def load(
     _check_tied(model)
     if device is not None:
         model.to(device)
+    check_rotary(model)
     if tokenizer is True:
         tokenizer = _tokenizer(name, trust_remote_code, hub)
-    return Denoiser(model, family, tokenizer=tokenizer or None, mask_token_id=mask_token_id)
+    return Denoiser(model, family, tokenizer=None if tokenizer is False else tokenizer, mask_token_id=mask_token_id)
 
 
-def _check_arguments(trust_remote_code: object, device: object, arguments: dict[str, Any]) -> None:
+def _check_arguments(name: object, trust_remote_code: object, device: object, arguments: dict[str, Any]) -> None:
+    if not isinstance(name, str | PathLike):
+        raise TypeError(f"name_or_path: expected a name or a folder, got {type(name).__name__}. Give it as a string.")
     if not isinstance(trust_remote_code, bool):
         raise TypeError(
             f"trust_remote_code: expected True or False, got {trust_remote_code!r}. Read the code, then say."
@@ -131,6 +133,20 @@ def _check_arguments(trust_remote_code: object, device: object, arguments: dict[
             raise TypeError(f"{argument}: expected not to be given, got {type(arguments[argument]).__name__}. {cure}")
     if device is not None and "device_map" in arguments:
         raise ValueError(f"device: expected None beside device_map, got {device!r}. Give one of the two.")
+
+
+def _family(family: Family | str | None, config: PreTrainedConfig) -> Family:
+    """The family, found and judged before weights are read."""
+    if family is None:
+        family = family_of(config)
+    elif isinstance(family, str):
+        family = family_named(family)
+    if family.runner != "canvas":
+        raise ValueError(
+            f"family: expected one whose model reads a canvas, got {family.name!r}, whose models keep a state of their "
+            "own between steps. Load the model with transformers, and guide it with lmguide.diffusion.guide_gemma."
+        )
+    return family
 
 
 def _own_code(name: str, trusted: bool, hub: dict[str, Any]) -> tuple[str, str] | None:
@@ -166,7 +182,7 @@ def _native_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     ]
     named = [getattr(transformers, each, None) for each in config.architectures or ()]
     # Of a checkpoint that was also trained for something else, the language model is wanted.
-    heads = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForBlockDiffusion")
+    heads = ("ForMaskedLM", "ForCausalLM", "LMHeadModel")
     for cls in [*(each for each in named if each is not None and each.__name__.endswith(heads)), *usual]:
         if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
             return cls

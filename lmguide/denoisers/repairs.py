@@ -199,7 +199,8 @@ def _offloads_buffers(module: nn.Module) -> bool:
 def _grown(module: nn.Module) -> bool:
     """Whether a RoPE that depends on the length has seen a text longer than its model was trained on."""
     seen, trained = (getattr(module, name, None) for name in ("max_seq_len_cached", "original_max_seq_len"))
-    return hasattr(module, "long_inv_freq") or (seen is not None and trained is not None and bool(seen > trained))
+    longer = seen is not None and trained is not None and bool(seen > trained)
+    return longer or any(name.endswith("long_inv_freq") for name in vars(module))
 
 
 def _difference(slot: Slot, value: Tensor, *, exact: bool) -> str | None:

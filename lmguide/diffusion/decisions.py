@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmguide.diffusion.branches import Law
+    from lmguide.denoisers.guide import Law
     from lmguide.diffusion.noise import RowNoise
 
 
@@ -25,8 +25,8 @@ class Sampler:
 
     Attributes:
         temperature: 0 takes the likeliest token.
-        top_p: Smallest set of tokens with this much probability; 1 is all.
-        top_k: So many likeliest tokens; 0 is all.
+        top_p: Smallest set of tokens with this much probability; `None` is all.
+        top_k: So many likeliest tokens; `None` is all.
         suppressed: Tokens that are never written, beside the mask token.
         mask_token_id: The mask token, if there is one.
         noise: Noise by row, step and column.
@@ -34,8 +34,8 @@ class Sampler:
     """
 
     temperature: float
-    top_p: float
-    top_k: int
+    top_p: float | None
+    top_k: int | None
     suppressed: Tensor
     mask_token_id: int | None
     noise: RowNoise
@@ -44,10 +44,12 @@ class Sampler:
     @property
     def filters(self) -> bool:
         """Whether tokens come from another law than the one before temperature."""
-        return self.temperature > 0 or self.top_p < 1 or self.top_k > 0
+        return self.temperature > 0 or self.top_p not in {None, 1} or bool(self.top_k)
 
 
-def decide(law: Law, wanted: Tensor, start: int, step: int, sampler: Sampler, filtered: bool, reads: frozenset[str]) -> Decisions:
+def decide(
+    law: Law, wanted: Tensor, start: int, step: int, sampler: Sampler, filtered: bool, reads: frozenset[str]
+) -> Decisions:
     """A token for every wanted position, and what orders go by.
 
     The mask token is never drawn. It keeps its share of the law, so that a position at which the model would rather
@@ -92,7 +94,9 @@ def decide(law: Law, wanted: Tensor, start: int, step: int, sampler: Sampler, fi
     return Decisions(tokens, log_prob, top, second, entropy)
 
 
-def _spread(scores: Tensor, normaliser: Tensor, reads: frozenset[str]) -> tuple[Tensor | float, Tensor | float, Tensor | float]:
+def _spread(
+    scores: Tensor, normaliser: Tensor, reads: frozenset[str]
+) -> tuple[Tensor | float, Tensor | float, Tensor | float]:
     """The two largest log-probabilities and the entropy, as far as they are asked for."""
     top, second, entropy = -torch.inf, -torch.inf, torch.inf
     if "second" in reads:

@@ -16,7 +16,8 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from lmguide import contexts
-from lmguide.diffusion.gemma_run import Moment, Plan, Run, Stats
+from lmguide.denoisers.stats import Stats
+from lmguide.diffusion.gemma_run import Moment, Plan, Run
 from lmguide.guidance import Guidance, as_methods
 from lmguide.sources.binding import given_negative
 

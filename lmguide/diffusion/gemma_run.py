@@ -9,6 +9,8 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from lmguide import contexts, measures
+from lmguide.denoisers.guide import CHUNK, MAIN
+from lmguide.denoisers.stats import Stats
 from lmguide.diffusion import gemma_branches as branches
 from lmguide.diffusion.gemma_branches import Block, Prefix, PromptSource, Reading
 from lmguide.schedules import Progress
@@ -27,30 +29,7 @@ if TYPE_CHECKING:
     from lmguide.guidance import Guidance
     from lmguide.rules import Scale
 
-MAIN = -1
-"""Index of the conditional among sources."""
-
-CHUNK = {"cpu": 2**21, "cuda": 2**24}
-"""Scores combined at once: beside the logits of each source, memory stays small whatever the vocabulary."""
-
 Source: TypeAlias = "PromptSource | contexts.RemaskedCanvas"
-
-
-@dataclass
-class Stats:
-    """What a guided call did.
-
-    Attributes:
-        steps: Denoising steps, of all canvases.
-        fired: Steps on which guidance applied to at least one position.
-        forwards: Forward passes, those of the encoder included.
-        nfe: Forward evaluations per row: a pass over two stacked sources counts two.
-    """
-
-    steps: int = 0
-    fired: int = 0
-    forwards: int = 0
-    nfe: int = 0
 
 
 @dataclass(frozen=True)
@@ -186,9 +165,11 @@ class Run:
         return outputs
 
     def candidates(self, moment: Moment) -> Tensor | None:
-        """Positions that may be re-noised: those the sampler accepted at the last step, `[B, C]`."""
-        accepted: Tensor | None = None if self._fresh_canvas else moment.sampler.accepted_token_mask
-        return accepted if accepted is None else accepted & ~moment.finished[:, None]
+        """Positions that may be re-noised: those the sampler accepted at the last step, `[B, C]`; `None` for none."""
+        if self._fresh_canvas or not any(isinstance(s, contexts.RemaskedCanvas) for s in self.sources.values()):
+            return None
+        accepted: Tensor = moment.sampler.accepted_token_mask
+        return accepted & ~moment.finished[:, None]
 
     def reading(self, group: tuple[int, ...]) -> Reading | None:
         """What the decoder is given for a source, or for several as one batch; `None` if they cannot be one."""
@@ -267,7 +248,7 @@ class Step:
         guided = torch.empty_like(cond, dtype=torch.float32)
         live = ~self.moment.finished.repeat_interleave(width)
         strengths = [_by_position(owner.strengths[index], width) for index in active]
-        size = max(1, CHUNK.get(cond.device.type, CHUNK["cpu"]) // vocab_size)
+        size = _positions_at_once(cond)
         for first in range(0, batch * width, size):
             part = slice(first, first + size)
 
@@ -286,9 +267,8 @@ class Step:
         """How sure the conditional is at each position, `[B, C]`."""
         if measure not in self._confidence:
             cond = self.logits[MAIN]
-            size = max(1, CHUNK.get(cond.device.type, CHUNK["cpu"]) // cond.shape[-1])
             law = measures.max_probability if measure == "max_probability" else _certainty
-            parts = [law(part.float().log_softmax(-1)) for part in cond.flatten(0, 1).split(size)]
+            parts = [law(part.float().log_softmax(-1)) for part in cond.flatten(0, 1).split(_positions_at_once(cond))]
             self._confidence[measure] = torch.cat(parts).view(cond.shape[:2])
         return self._confidence[measure]
 
@@ -364,6 +344,11 @@ def _check_cache(cache: Cache) -> None:
             f"past_key_values: expected a dynamic or static cache on the model's device, got {type(cache).__name__}. "
             "Leave cache_implementation out, or use 'static'."
         )
+
+
+def _positions_at_once(logits: Tensor) -> int:
+    """How many positions are combined at once, so that memory beside the logits stays small at any vocabulary."""
+    return max(1, CHUNK.get(logits.device.type, CHUNK["cpu"]) // logits.shape[-1])
 
 
 def _by_position(strength: Scale, width: int) -> Scale:

@@ -9,14 +9,15 @@ import torch
 
 from lmguide.checks import check_whole
 from lmguide.denoisers import Denoiser
-from lmguide.diffusion.branches import Guide
+from lmguide.denoisers.guide import Guide
 from lmguide.diffusion.correctors import Corrector, as_corrector
 from lmguide.diffusion.decisions import Sampler
+from lmguide.diffusion.early_commit import EarlyCommit, as_early_commit
 from lmguide.diffusion.loop import Loop
 from lmguide.diffusion.noise import RowNoise, keys_from
-from lmguide.diffusion.early_commit import EarlyCommit, as_early_commit
 from lmguide.diffusion.orders import Order, as_order
-from lmguide.diffusion.request import check_lengths, check_sampling, lay_out, token_list
+from lmguide.diffusion.request import check_lengths, lay_out, token_list
+from lmguide.diffusion.sampling import check_sampling
 from lmguide.diffusion.windows import windows
 from lmguide.guidance import Guidance, as_methods, parse_guidance
 from lmguide.sources.binding import given_negative
@@ -143,13 +144,17 @@ def generate(
     canvas, first = prompts.canvas, prompts.prompt_length
     batch, length = canvas.ids.shape
     block_length, block_steps = check_lengths(denoiser, length, length - first, block_length, steps)
-    temperature, top_p, top_k = check_sampling(temperature, top_p, top_k)
+    check_sampling(temperature, top_p, top_k)
     _check_streamer(streamer, batch, infill, corrector)
     _check_cache(cache, denoiser, methods)
     device, vocab_size = canvas.ids.device, denoiser.vocab_size
     noise = RowNoise(keys_from(generator, batch, device))
-    ends = token_list("eos_token_id", _own(denoiser, "eos_token_id") if eos_token_id is None else eos_token_id, vocab_size)
-    padding = token_list("pad_token_id", _own(denoiser, "pad_token_id") if pad_token_id is None else pad_token_id, vocab_size)
+    ends = token_list(
+        "eos_token_id", _own(denoiser, "eos_token_id") if eos_token_id is None else eos_token_id, vocab_size
+    )
+    padding = token_list(
+        "pad_token_id", _own(denoiser, "pad_token_id") if pad_token_id is None else pad_token_id, vocab_size
+    )
     guide = Guide(
         denoiser,
         [method for method in methods if method.enabled],
@@ -166,6 +171,7 @@ def generate(
 
     allowed = None
     if constraint is not None:
+
         def allowed(rows: Tensor, columns: Tensor) -> Tensor:
             return constraint(canvas.ids, rows, columns)
 

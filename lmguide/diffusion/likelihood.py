@@ -11,7 +11,7 @@ import torch
 from lmguide import contexts as descriptions
 from lmguide.checks import check_whole
 from lmguide.denoisers import Denoiser
-from lmguide.diffusion.branches import Guide
+from lmguide.denoisers.guide import Guide
 from lmguide.diffusion.masking import MaskPlan, mask_plan
 from lmguide.guidance import Guidance, as_methods, parse_guidance
 from lmguide.schedules import Progress
@@ -20,7 +20,7 @@ from lmguide.sources.canvas import Canvas
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lmguide.diffusion.branches import Law
+    from lmguide.denoisers.guide import Law
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,9 @@ def loglikelihood(
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
-        >>> bert = BertForMaskedLM(BertConfig(50, 32, 2, 4, 64, max_position_embeddings=64)).eval()
-        >>> found = loglikelihood(Denoiser(bert, mask_token_id=4), [[7, 8], [7, 8]], [[9, 10, 11], [12]])
+        >>> config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+        >>> denoiser = Denoiser(BertForMaskedLM(config).eval(), mask_token_id=4)
+        >>> found = loglikelihood(denoiser, [[7, 8], [7, 8]], [[9, 10, 11], [12]])
         >>> found.nfe.tolist(), found.standard_error.tolist(), found.is_bound
         ([7, 1], [0.0, 0.0], True)
     """
@@ -115,7 +116,8 @@ def loglikelihood(
     score, error = (torch.zeros(len(after), dtype=torch.float64) for _ in range(2))
     nfe = torch.zeros(len(after), dtype=torch.long)
     written = torch.zeros(len(after), dtype=torch.bool) if greedy else None
-    for items in _alike(before, after, batch_size):
+    padded = denoiser.family.padding != "none"
+    for items in _alike(before, after, batch_size, padded):
         plan = mask_plan(len(after[items[0]]), samples, seed, antithetic)
         batch = _Batch(denoiser, methods, [before[i] for i in items], [after[i] for i in items], batch_size, tokenizer)
         sums = batch.sums(plan)
@@ -159,8 +161,12 @@ class _Batch:
         self.items, self.length = self.targets.shape
         self.at_once = max(1, batch_size // self.items)
         self.timed = any(method.schedule is not None or method.when() is not None for method in methods)
-        self.nfe = 0
-        self._guides: dict[int, Guide] = {}
+        self._guides: dict[int, Guide] = {}  # by the number of canvases of each target
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations for each target so far."""
+        return sum(copies * guide.stats.nfe for copies, guide in self._guides.items())
 
     def sums(self, plan: MaskPlan) -> Tensor:
         """The log-probabilities of what each mask hides, added up, `[N, S]`, float64."""
@@ -176,7 +182,6 @@ class _Batch:
                 scores, _ = law.at(rows, places + self.start)
                 copies.index_add_(0, rows, scores.gather(1, targets[rows, places, None])[:, 0].double())
             sums[:, part.to(sums.device)] = copies.view(self.items, len(part))
-            self._count(len(part))
         return sums
 
     def greedy(self) -> Tensor:
@@ -192,7 +197,6 @@ class _Batch:
                 scores, _ = law.at(rows, places + self.start)
                 scores[:, self.denoiser.mask_token_id] = -torch.inf  # never written
                 sure[rows, places], tokens[rows, places] = scores.max(-1)
-            self._count(1)
             place = sure.argmax(1, keepdim=True)
             right &= tokens.gather(1, place).eq(self.targets.gather(1, place))[:, 0]
             if not bool(right.any()):
@@ -202,8 +206,10 @@ class _Batch:
 
     def _parts(self, plan: MaskPlan) -> Iterable[Tensor]:
         """Indices of masks that run in one pass. Where progress matters they hide equally many tokens."""
-        order = plan.counts.argsort(stable=True) if self.timed else torch.arange(len(plan.masks))
-        for group in order.split(plan.counts.bincount()[1:].tolist()) if self.timed else (order,):
+        groups: Iterable[Tensor] = [torch.arange(len(plan.masks))]
+        if self.timed:
+            groups = (plan.counts.eq(count).nonzero()[:, 0] for count in plan.counts.unique())
+        for group in groups:
             yield from group.split(self.at_once)
 
     def _law(self, masks: Tensor, copies: int, stands: int) -> Law:
@@ -216,8 +222,6 @@ class _Batch:
         answer = self.targets.repeat_interleave(copies, 0).masked_fill(masks, mask_token_id)
         canvas.ids = torch.cat([canvas.ids[:, : self.start], answer], 1)
         canvas.undecided = torch.nn.functional.pad(masks, (self.start, 0))
-        self._before = guide.stats.nfe
-        self._last = guide
         return guide.law(Progress(stands, self.length), self.start, self.start + self.length)
 
     def _guide(self, copies: int) -> Guide:
@@ -228,18 +232,14 @@ class _Batch:
         canvas = Canvas(ids, mask, given, torch.zeros_like(given), self.denoiser.mask_token_id)
         return Guide(self.denoiser, self.methods, canvas, self.start, tokenizer=self.tokenizer)
 
-    def _count(self, copies: int) -> None:
-        """Add the passes since the law was asked for."""
-        self.nfe += copies * (self._last.stats.nfe - self._before)
 
-
-def _alike(contexts: Sequence[list[int]], targets: Sequence[list[int]], batch_size: int) -> Iterable[list[int]]:
-    """Indices of targets of one length, at most `batch_size`, with contexts of similar length."""
-    by_length: dict[int, list[int]] = {}
+def _alike(contexts: Sequence[list[int]], targets: Sequence[list[int]], most: int, padded: bool) -> Iterable[list[int]]:
+    """Indices of targets of one length, at most so many, with contexts of similar length, or of one if not padded."""
+    groups: dict[tuple[int, int], list[int]] = {}
     for index in sorted(range(len(targets)), key=lambda i: len(contexts[i])):
-        by_length.setdefault(len(targets[index]), []).append(index)
-    for items in by_length.values():
-        yield from (items[first : first + batch_size] for first in range(0, len(items), batch_size))
+        groups.setdefault((len(targets[index]), 0 if padded else len(contexts[index])), []).append(index)
+    for items in groups.values():
+        yield from (items[first : first + most] for first in range(0, len(items), most))
 
 
 def _ids(argument: str, given: Sequence[Sequence[int] | Tensor], denoiser: Denoiser) -> list[list[int]]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm.auto import tqdm
 
-from lmguide.diffusion.branches import Guide
 from lmguide.diffusion.decisions import Sampler, decide
 from lmguide.diffusion.orders import Moment
 from lmguide.diffusion.output import DiffusionOutput
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lmguide.denoisers.guide import Guide
     from lmguide.diffusion.correctors import Corrector
     from lmguide.diffusion.early_commit import EarlyCommit
     from lmguide.diffusion.noise import RowNoise

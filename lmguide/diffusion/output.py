@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lmguide.diffusion.branches import Stats
+    from lmguide.denoisers.stats import Stats
 
 
 @dataclass

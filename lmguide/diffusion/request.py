@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lmguide.checks import check_number, check_whole
+from lmguide.checks import check_whole
 from lmguide.sources.canvas import Canvas
 
 if TYPE_CHECKING:
@@ -127,22 +127,6 @@ def check_lengths(
     return block_length, steps // blocks
 
 
-def check_sampling(temperature: object, top_p: object, top_k: object) -> tuple[float, float, int]:
-    """Temperature, top-p and top-k with their neutral values filled in.
-
-    Raises:
-        ValueError: Out of range.
-    """
-    check_number("temperature", temperature, "Use 0 for the likeliest token.", least=0)
-    top_p = 1.0 if top_p is None else top_p
-    check_number("top_p", top_p, "Give a probability in (0, 1]; 1 is off.", least=0, most=1)
-    top_k = 0 if top_k is None else top_k
-    check_whole("top_k", top_k, "Give a number of tokens; 0 is off.", least=0)
-    if top_p == 0:
-        raise ValueError("top_p: expected a probability in (0, 1], got 0. Use temperature=0 for the likeliest token.")
-    return float(temperature), float(top_p), int(top_k)  # type: ignore[arg-type,call-overload]
-
-
 def token_list(argument: str, tokens: object, vocab_size: int) -> list[int]:
     """One token id, several or none as a list.
 
@@ -170,7 +154,9 @@ def _ids(denoiser: Denoiser, ids: object) -> Tensor:
             f"input_ids: expected it on {denoiser.device} like the model, got {ids.device}. Move it with .to()."
         )
     if not ids.numel():
-        raise ValueError("input_ids: expected at least one token, got none. Start from the beginning-of-sequence token.")
+        raise ValueError(
+            "input_ids: expected at least one token, got none. Start from the beginning-of-sequence token."
+        )
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= denoiser.vocab_size:
         raise ValueError(

@@ -35,7 +35,7 @@ def draw(
             entry above `-inf`.
         temperature: At least 0. At 0 the likeliest token is taken, the leftmost of several, and `p'` is the law after
             the filters alone.
-        top_p: In [0, 1]; None or 1 is off.
+        top_p: In (0, 1]; None or 1 is off.
         top_k: At least 1; None or 0 is off.
         gumbel: `[n, V]` from `RowNoise.gumbel`, needed for a temperature above 0 and not looked at for 0.
 
@@ -66,12 +66,22 @@ def draw(
     return (law + gumbel).argmax(-1), law
 
 
-def _warpers(temperature: float, top_p: float | None, top_k: int | None) -> LogitsProcessorList:
+def check_sampling(temperature: float, top_p: float | None, top_k: int | None) -> None:
+    """Refuse numbers that `draw` does not take.
+
+    Raises:
+        TypeError: An argument is no number.
+        ValueError: An argument is out of its range.
+    """
     check_number("temperature", temperature, "Use 0 for the likeliest token.", least=0)
     if top_p is not None:
-        check_number("top_p", top_p, "Use None for all tokens.", least=0, most=1)
+        check_number("top_p", top_p, "Use None for all tokens, temperature 0 for the likeliest.", above=0, most=1)
     if top_k is not None:
         check_whole("top_k", top_k, "Use None for all tokens.", least=0)
+
+
+def _warpers(temperature: float, top_p: float | None, top_k: int | None) -> LogitsProcessorList:
+    check_sampling(temperature, top_p, top_k)
     warpers = LogitsProcessorList()
     if temperature not in {0, 1}:
         warpers.append(TemperatureLogitsWarper(float(temperature)))

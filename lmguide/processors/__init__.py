@@ -1,6 +1,7 @@
 """Guidance as `LogitsProcessor`s, for anyone's own decoding loop."""
 
 from lmguide.processors.base import GuidanceLogitsProcessor
+from lmguide.processors.canvas import AdaptiveCFGLogitsProcessor, CanvasLogitsProcessor, MaskedCFGLogitsProcessor
 from lmguide.processors.methods import (
     CFGLogitsProcessor,
     ContrastiveLogitsProcessor,
@@ -10,10 +11,13 @@ from lmguide.processors.methods import (
 )
 
 __all__ = [
+    "AdaptiveCFGLogitsProcessor",
     "CFGLogitsProcessor",
+    "CanvasLogitsProcessor",
     "ContrastiveLogitsProcessor",
     "DoLaLogitsProcessor",
     "GuidanceLogitsProcessor",
+    "MaskedCFGLogitsProcessor",
     "SelectiveCFGLogitsProcessor",
     "SuffixCFGLogitsProcessor",
 ]

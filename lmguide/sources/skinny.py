@@ -87,7 +87,9 @@ def onednn() -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
     inputs, weight = inputs.view(5, 12), weight.view(7, 12)
     try:
         right = all(
-            torch.equal(product(inputs, weight, b), linear(inputs, weight, b))  # small whole numbers: exact in any order
+            torch.equal(
+                product(inputs, weight, b), linear(inputs, weight, b)
+            )  # small whole numbers: exact in any order
             for b in (bias, None)
         )
     except (AttributeError, RuntimeError):

@@ -66,7 +66,7 @@ def frequencies(config: Any, device: Any = None) -> tuple[Tensor, float]:
 
 
 class BrokenRotaryEmbedding(nn.Module):
-    """Angles by one of the three ways that published models have: a buffer, tables in buffers, tables in a cache."""
+    """Angles as published models keep them: frequencies in a buffer, tables in buffers, tables in a shared cache."""
 
     inv_freq: Tensor
 
@@ -79,9 +79,9 @@ class BrokenRotaryEmbedding(nn.Module):
         self.rope_init_fn: Any = frequencies
         if "default_rope" in FAULTS or self.rope_type != "default":
             self.rope_init_fn = ROPE_INIT_FUNCTIONS[self.rope_type]
-        if "rotary_buffer" in FAULTS:
+        if FAULTS & {"rotary_buffer", "rotary_kept"}:
             inv_freq, self.attention_scaling = self.rope_init_fn(config, None)
-            self.register_buffer("inv_freq", inv_freq, persistent=False)
+            self.register_buffer("inv_freq", inv_freq, persistent="rotary_kept" in FAULTS)
             self.original_inv_freq = self.inv_freq
         if "rotary_tables" in FAULTS:
             angles = _angles(torch.arange(LENGTH), frequencies(config)[0])
@@ -104,7 +104,8 @@ class BrokenRotaryEmbedding(nn.Module):
         elif "rotary_cache" in FAULTS:
             sin, cos = self.tables(length)
         else:
-            inv_freq = self.inv_freq if "rotary_buffer" in FAULTS else self.rope_init_fn(self.config, None)[0]
+            kept = FAULTS & {"rotary_buffer", "rotary_kept"}
+            inv_freq = self.inv_freq if kept else self.rope_init_fn(self.config, None)[0]
             angles = _angles(torch.arange(length), inv_freq.float())
             sin, cos = angles.sin(), angles.cos()
         return sin.to(states.dtype), cos.to(states.dtype)

@@ -110,6 +110,15 @@ def test_an_earlier_window_can_be_begun_again(name: str) -> None:
     assert_close(cached, denoiser(canvas, start=24, stop=32), **CLOSE)
 
 
+def test_columns_before_the_window_may_be_asked_for() -> None:
+    denoiser, canvas = denoiser_of("sdar"), canvas_of(2, PROMPT, ANSWER)
+    cache = denoiser.new_cache()
+    cache.begin_block(16, 20)
+    for start, stop in [(4, 8), (16, 20), (10, 14), (16, 20)]:  # the first runs two blocks alone
+        cached = denoiser(canvas, cache=cache, start=start, stop=stop)
+        assert_close(cached, denoiser(canvas, start=start, stop=stop), **CLOSE)
+
+
 def plain(name: str, held: Tensor, canvas: Tensor, mask: Tensor, first: int, behind: int) -> Tensor:
     """Logits at the columns `[first, behind)`, run against keys and values that `held` gave everywhere else.
 
@@ -195,6 +204,17 @@ def test_branches_stack_in_one_cache(name: str) -> None:
         both[:, token + 8] = first[:, token + 8] = second[:, token + 5] = token
 
 
+@pytest.mark.parametrize("name", ["dream", "bidirectional", "shifted_blocks"])
+def test_a_row_without_a_prompt(name: str) -> None:
+    denoiser = denoiser_of(name)
+    canvas, mask = left_padded(canvas_of(2, PROMPT, ANSWER), [0, PROMPT])
+    cache = denoiser.new_cache()
+    cache.begin_block(PROMPT, 16)
+    for _ in range(2):
+        cached = denoiser(canvas, mask, cache=cache, start=PROMPT, stop=16)
+        assert_close(cached[1:], denoiser(canvas[1:, PROMPT:], stop=16 - PROMPT), **CLOSE)
+
+
 @pytest.mark.parametrize("name", ["dream", "sdar"])
 def test_rows_can_leave(name: str) -> None:
     denoiser, (start, stop) = denoiser_of(name), (16, 20)
@@ -208,14 +228,26 @@ def test_rows_can_leave(name: str) -> None:
     assert_close(denoiser(canvas[kept], cache=cache, start=start, stop=stop), expected, **CLOSE)
 
 
-def test_a_part_of_the_window_may_be_asked_for() -> None:
-    for name in ("dream", "bidirectional", "sdar", "shifted_blocks"):
-        denoiser, canvas = denoiser_of(name), canvas_of(2, PROMPT, ANSWER)
-        cache = denoiser.new_cache()
+@pytest.mark.parametrize("name", ["dream", "bidirectional", "sdar", "shifted_blocks"])
+def test_a_part_of_the_window_may_be_asked_for(name: str) -> None:
+    denoiser, canvas = denoiser_of(name), canvas_of(2, PROMPT, ANSWER)
+    whole, part = denoiser.new_cache(), denoiser.new_cache()
+    for cache in (whole, part):
         cache.begin_block(14, 22)
-        for _ in range(2):
-            part = denoiser(canvas, cache=cache, start=17, stop=19)
-            assert_close(part, denoiser(canvas, start=17, stop=19), msg=name, **CLOSE)
+        denoiser(canvas, cache=cache, start=14, stop=22)
+    canvas[:, 15] = 9
+    expected = denoiser(canvas, cache=whole, start=14, stop=22)[:, 3:5]
+    assert_close(denoiser(canvas, cache=part, start=17, stop=19), expected, **CLOSE)
+
+
+def test_room_is_made_for_the_whole_canvas_at_once() -> None:
+    denoiser, canvas = denoiser_of("sdar"), canvas_of(2, PROMPT, ANSWER)
+    cache, rooms = denoiser.new_cache(), set()
+    for start in (12, 16, 20):
+        cache.begin_block(start, start + 4)
+        denoiser(canvas, cache=cache, start=start, stop=start + 4)
+        rooms.add(tuple(each.data_ptr() for each in cache._keys + cache._values if each is not None))
+    assert len(rooms) == 1
 
 
 def test_a_cache_keeps_no_gradients() -> None:

@@ -118,12 +118,13 @@ def test_a_window_is_a_part_of_the_whole(name: str, start: int, stop: int) -> No
 
 @pytest.mark.parametrize("name", PADDED)
 def test_a_row_of_a_ragged_batch_is_as_if_alone(name: str) -> None:
-    denoiser, gaps = denoiser_of(name), [0, 3, 8]
+    denoiser, gaps = denoiser_of(name), [0, 3, PROMPT]  # the last row has no prompt
     canvas, mask = left_padded(canvas_of(3, PROMPT, ANSWER), gaps)
-    logits = denoiser(canvas, mask, start=PROMPT, stop=PROMPT + 6)
-    for row, gap in enumerate(gaps):
-        alone = denoiser(canvas[row : row + 1, gap:], start=PROMPT - gap, stop=PROMPT - gap + 6)
-        assert_close(logits[row : row + 1], alone, **CLOSE)
+    for start, stop in ((PROMPT, PROMPT + 6), (PROMPT, PROMPT + 1), (0, PROMPT + 1), (2, PROMPT + 6)):
+        logits = denoiser(canvas, mask, start=start, stop=stop)
+        for row, gap in enumerate(gaps):
+            alone = denoiser(canvas[row : row + 1, gap:], start=max(start - gap, 0), stop=stop - gap)
+            assert_close(logits[row : row + 1, max(gap - start, 0) :], alone, **CLOSE)
 
 
 @pytest.mark.parametrize("name", PADDED)

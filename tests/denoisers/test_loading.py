@@ -31,13 +31,18 @@ FAULTS: dict[str, type[Exception] | None] = {
     "lost_import": ImportError,
     "generation_config": AttributeError,
     "rotary_buffer": None,
+    "rotary_kept": None,
     "rotary_tables": None,
     "rotary_cache": RuntimeError,
     "redrawn_weights": None,
     "attribute": RuntimeError,
 }
-TOGETHER = tuple(sorted(FAULTS.keys() - {"rotary_tables", "rotary_cache"}))
+TOGETHER = tuple(sorted(FAULTS.keys() - {"rotary_kept", "rotary_tables", "rotary_cache"}))
 QUICK: dict[str, Any] = {"trust_remote_code": True, "mask_token_id": MASK, "tokenizer": False}
+
+
+def model_of(folder: str | Path, **arguments: Any) -> Any:
+    return load(folder, **(QUICK | arguments)).model
 
 
 @pytest.fixture(autouse=True)
@@ -66,26 +71,24 @@ def test_the_fault_is_real(fault: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("faults", [(), *((fault,) for fault in FAULTS), TOGETHER], ids="+".join)
 def test_load_gives_the_logits_of_the_saved_model(faults: tuple[str, ...], tied: bool, tmp_path: Path) -> None:
     model = sound(tied=tied)
-    denoiser = load(save(model, tmp_path / "model", *faults), **QUICK)
-    assert torch.equal(logits(denoiser.model), logits(model))
-    assert (denoiser.model.lm_head.weight is denoiser.model.model.embed_tokens.weight) is tied
-    assert not denoiser.model.training
+    loaded = model_of(save(model, tmp_path / "model", *faults))
+    assert torch.equal(logits(loaded), logits(model))
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is tied
+    assert not loaded.training
 
 
 @pytest.mark.parametrize("faults", [("rotary_buffer",), TOGETHER], ids="+".join)
 def test_a_mended_model_can_be_saved_and_loaded_by_transformers(faults: tuple[str, ...], tmp_path: Path) -> None:
     model = sound(tied=True)
-    denoiser = load(save(model, tmp_path / "model", *faults), **QUICK)
-    denoiser.model.tie_weights()
-    denoiser.model.generation_config = tf.GenerationConfig()
-    denoiser.model.save_pretrained(tmp_path / "again")
-    again = load(tmp_path / "again", **QUICK)
-    assert torch.equal(logits(again.model), logits(model))
+    loaded = model_of(save(model, tmp_path / "model", *faults))
+    loaded.tie_weights()
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(model_of(tmp_path / "again")), logits(model))
 
 
 def test_a_second_load_is_like_the_first(tmp_path: Path) -> None:
     folder = save(sound(), tmp_path / "model", *TOGETHER)
-    first, second = load(folder, **QUICK).model, load(folder, **QUICK).model
+    first, second = model_of(folder), model_of(folder)
     assert type(first) is type(second)
     assert torch.equal(logits(first), logits(second))
     assert first.lm_head.weight.data_ptr() != second.lm_head.weight.data_ptr()
@@ -96,7 +99,7 @@ def test_load_works_after_plain_loading_has_failed(tmp_path: Path) -> None:
     folder = save(model, tmp_path / "model", *TOGETHER)
     with pytest.raises(ImportError):
         AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
-    assert torch.equal(logits(load(folder, **QUICK).model), logits(model))
+    assert torch.equal(logits(model_of(folder)), logits(model))
 
 
 def test_loads_in_several_threads(tmp_path: Path) -> None:
@@ -135,7 +138,7 @@ def _interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
-_POST_INIT = tf.PreTrainedModel.post_init
+_POST_INIT: Any = tf.PreTrainedModel.post_init
 
 
 def _interrupt_on_cpu(self: Any) -> None:
@@ -147,49 +150,57 @@ def _interrupt_on_cpu(self: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scaling", "theta"),
-    [
-        (None, 100.0),
-        ({"type": "linear", "factor": 2.0}, 100.0),
-        ({"rope_type": "dynamic", "factor": 2.0}, 100.0),
-        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, 300.0),
-    ],
+    ("scaling", "factor"),
+    # Dynamic scaling begins with texts longer than the model was trained on.
+    [(None, 1), ({"type": "linear", "factor": 2.0}, 0.5), ({"rope_type": "dynamic", "factor": 2.0}, 1)],
 )
-def test_scaled_rotary_embeddings(scaling: dict[str, Any] | None, theta: float, tmp_path: Path) -> None:
-    folder = save(sound(rope_theta=theta), tmp_path / "model", "rotary_buffer", "default_rope", rope_scaling=scaling)
-    rotary = load(folder, **QUICK).model.model.rotary_emb
-    kind = rotary.rope_type
-    wanted = rotary.rope_init_fn(rotary.config, None)[0] if kind != "default" else theta ** -(torch.arange(4) / 4)
-    assert torch.allclose(rotary.inv_freq, wanted, rtol=1e-6)
+def test_scaled_rotary_embeddings(scaling: dict[str, Any] | None, factor: float, tmp_path: Path) -> None:
+    folder = save(sound(rope_theta=50.0), tmp_path / "model", "rotary_buffer", "default_rope", rope_scaling=scaling)
+    rotary = model_of(folder).model.rotary_emb
+    assert torch.allclose(rotary.inv_freq, factor * 50.0 ** -(torch.arange(4) / 4), rtol=1e-6)
     assert torch.equal(rotary.original_inv_freq, rotary.inv_freq)
-    assert rotary.rope_init_fn(rotary.config, None)[0][1] != 1 / 10_000**0.25
 
 
 @pytest.mark.parametrize("faults", [("rotary_buffer",), ("rotary_buffer", "default_dtype")], ids="+".join)
 def test_frequencies_stay_in_float32(faults: tuple[str, ...], tmp_path: Path) -> None:
-    denoiser = load(save(sound(), tmp_path / "model", *faults), dtype=torch.bfloat16, **QUICK)
-    assert denoiser.dtype == torch.bfloat16
-    inv_freq = denoiser.model.model.rotary_emb.inv_freq
+    loaded = model_of(save(sound(), tmp_path / "model", *faults), dtype=torch.bfloat16)
+    inv_freq = loaded.model.rotary_emb.inv_freq
     assert inv_freq.dtype == torch.float32
-    assert torch.equal(inv_freq, frequencies(denoiser.model.config)[0])
-    assert logits(denoiser.model).dtype == torch.bfloat16
+    assert torch.equal(inv_freq, frequencies(loaded.config)[0])
+    assert logits(loaded).dtype == torch.bfloat16
 
 
 def test_tables_are_cast_like_the_weights(tmp_path: Path) -> None:
-    denoiser = load(save(sound(), tmp_path / "model", "rotary_tables"), dtype=torch.bfloat16, **QUICK)
-    assert torch.equal(logits(denoiser.model), logits(sound().to(torch.bfloat16)))
+    loaded = model_of(save(sound(), tmp_path / "model", "rotary_tables"), dtype=torch.bfloat16)
+    assert torch.equal(logits(loaded), logits(sound().to(torch.bfloat16)))
 
 
 @pytest.mark.parametrize("where", [{"device_map": "cpu"}, {"device_map": {"": "cpu"}}, {"device": "cpu"}])
 def test_loading_onto_a_device(where: dict[str, Any], tmp_path: Path) -> None:
     model = sound()
-    denoiser = load(save(model, tmp_path / "model", *TOGETHER), **where, **QUICK)
-    assert torch.equal(logits(denoiser.model), logits(model))
+    loaded = model_of(save(model, tmp_path / "model", *TOGETHER), **where)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_layers_on_disk(tmp_path: Path) -> None:
+    model = sound()
+    places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers": "disk", "lm_head": "cpu"}
+    folder = save(model, tmp_path / "model", *TOGETHER)
+    loaded = model_of(folder, device_map=places, offload_folder=str(tmp_path / "disk"))
+    assert loaded.model.layers[0].out.weight.is_meta
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_what_repair_overlooks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(sound(), tmp_path / "model", "rotary_buffer")
+    monkeypatch.setattr(loading, "repair", lambda *_: [])
+    with refused("model", r"rotary_emb\.inv_freq"):
+        load(folder, **QUICK)
 
 
 def test_values_of_the_configuration_can_be_given(tmp_path: Path) -> None:
     folder = save(sound(rope_theta=77.0), tmp_path / "model", *TOGETHER)
-    assert torch.equal(logits(load(folder, rope_theta=100.0, **QUICK).model), logits(sound(rope_theta=100.0)))
+    assert torch.equal(logits(model_of(folder, rope_theta=100.0)), logits(sound(rope_theta=100.0)))
 
 
 def test_code_runs_only_if_allowed(tmp_path: Path) -> None:
@@ -236,13 +247,13 @@ def test_a_head_alone_serves_as_embedding_where_they_are_tied(tmp_path: Path) ->
     model = sound(tied=True)
     head = {"lm_head.weight": model.lm_head.weight.detach(), "model.embed_tokens.weight": None}
     folder = save(model, tmp_path / "model", "tied_list", weights=head)
-    assert torch.equal(logits(load(folder, **QUICK).model), logits(model))
+    assert torch.equal(logits(model_of(folder)), logits(model))
 
 
 def test_a_list_of_tied_keys_means_tied_where_the_configuration_is_silent(tmp_path: Path) -> None:
     model = sound(tied=True)
     folder = save(model, tmp_path / "model", "tied_list", tie_word_embeddings=None)
-    assert torch.equal(logits(load(folder, **QUICK).model), logits(model))
+    assert torch.equal(logits(model_of(folder)), logits(model))
 
 
 def test_two_weights_where_the_configuration_asks_for_one(tmp_path: Path) -> None:
@@ -250,7 +261,7 @@ def test_two_weights_where_the_configuration_asks_for_one(tmp_path: Path) -> Non
     folder = save(model, tmp_path / "model", tie_word_embeddings=True)
     with refused("tie_word_embeddings", "two different", "tie_word_embeddings=False"):
         load(folder, **QUICK)
-    assert torch.equal(logits(load(folder, tie_word_embeddings=False, **QUICK).model), logits(model))
+    assert torch.equal(logits(model_of(folder, tie_word_embeddings=False)), logits(model))
 
 
 def test_other_shapes_are_refused(tmp_path: Path) -> None:
@@ -279,6 +290,7 @@ def test_a_class_that_loads_in_its_own_way_is_refused(faults: tuple[str, ...], t
 @pytest.mark.parametrize(
     ("arguments", "argument", "error"),
     [
+        ({"name_or_path": None}, "name_or_path", TypeError),
         ({"trust_remote_code": "yes"}, "trust_remote_code", TypeError),
         ({"torch_dtype": torch.float32}, "torch_dtype", TypeError),
         ({"config": object()}, "config", TypeError),
@@ -294,7 +306,7 @@ def test_a_class_that_loads_in_its_own_way_is_refused(faults: tuple[str, ...], t
 def test_bad_arguments(arguments: dict[str, Any], argument: str, error: type[Exception], tmp_path: Path) -> None:
     folder = save(sound(), tmp_path / "model")
     with refused(argument, error=error):
-        load(folder, **(QUICK | arguments))
+        load(**({"name_or_path": folder} | QUICK | arguments))
 
 
 def test_a_checkpoint_without_language_model_is_refused(tmp_path: Path) -> None:
@@ -309,10 +321,13 @@ def test_a_checkpoint_without_language_model_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "vit", family="bidirectional", tokenizer=False)
 
 
-def test_an_unknown_family_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_families_that_cannot_be_served_are_refused_before_weights_are_read(tmp_path: Path) -> None:
     tf.ViTConfig(hidden_size=8, architectures=["ViTModel"]).save_pretrained(tmp_path / "vit")
     with refused("family", "'vit'"):
         load(tmp_path / "vit", tokenizer=False)
+    tf.AutoConfig.for_model("diffusion_gemma").save_pretrained(tmp_path / "gemma")
+    with refused("family", "'diffusion_gemma'", "guide_gemma"):
+        load(tmp_path / "gemma", tokenizer=False)
 
 
 def _bert() -> tf.BertConfig:
@@ -335,7 +350,8 @@ def test_native_models(dtype: torch.dtype, tmp_path: Path) -> None:
             max_position_embeddings=64,
         )
     )
-    for model, family in ((bert, None), (llama, "bidirectional")):
+    native: list[tuple[Any, str | None]] = [(bert, None), (llama, "bidirectional")]
+    for model, family in native:
         model.eval().to(dtype).save_pretrained(tmp_path / model.__class__.__name__)
         denoiser = load(tmp_path / model.__class__.__name__, family=family, mask_token_id=MASK, tokenizer=False)
         assert type(denoiser.model) is type(model)
@@ -353,8 +369,6 @@ def test_the_class_that_was_saved_is_preferred(tmp_path: Path) -> None:
     assert loading._native_class(config) is tf.BertForMaskedLM
     config.architectures = None
     assert loading._native_class(config) is tf.BertForMaskedLM
-    gemma = tf.AutoConfig.for_model("diffusion_gemma", architectures=["DiffusionGemmaForBlockDiffusion"])
-    assert loading._native_class(gemma) is tf.DiffusionGemmaForBlockDiffusion
 
 
 def test_the_tokenizer_comes_along_and_pads_on_the_left(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as tf
 from torch import nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lmguide.denoisers import blueprints, remote_code
 from lmguide.denoisers.blueprints import blueprint
@@ -80,8 +81,9 @@ def test_every_spoilt_buffer_is_given_back(name: str) -> None:
     assert names
     for key in names:
         model.get_buffer(key).fill_(0.5)
-        with refused("model", r"0\.5"):
-            check_rotary(model)
+        if "rotary" in key:
+            with refused("model", r"0\.5"):
+                check_rotary(model)
         places = model.get_buffer(key).data_ptr()
         done = repair(model)
         assert [each.partition(":")[0] for each in done] == [key]
@@ -164,13 +166,14 @@ class Odd(tf.LlamaForCausalLM):
     """A model that its configuration alone does not make."""
 
     def __init__(self, config: tf.LlamaConfig, more: int) -> None:
-        super().__init__(config)
+        super().__init__(config)  # type: ignore[no-untyped-call]
         if more:
             self.register_buffer("more", torch.ones(more), persistent=False)
 
 
 def _odd(more: int) -> Any:
-    return Odd(tf.LlamaConfig(**_SMALL), more).eval()
+    model: Any = Odd(tf.LlamaConfig(**_SMALL), more)
+    return model.eval()
 
 
 def test_frequencies_follow_from_the_module_where_the_model_cannot_be_built() -> None:
@@ -225,9 +228,14 @@ def test_no_module(check: Any) -> None:
 
 
 def test_a_blueprint_has_no_weights_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, built = native(), []
-    made = blueprints._built
-    monkeypatch.setattr(blueprints, "_built", lambda *a: built.append(made(*a)) or built[-1])
+    model, made = native(), blueprints._built
+    built: list[nn.Module] = []
+
+    def kept(*arguments: Any) -> nn.Module:
+        built.append(made(*arguments))
+        return built[-1]
+
+    monkeypatch.setattr(blueprints, "_built", kept)
     state, register = torch.get_rng_state(), nn.Module.register_parameter
     values = blueprint(model, torch.bfloat16)
     assert all(parameter.is_meta for each in built for parameter in each.parameters())
@@ -269,10 +277,10 @@ def test_default_rope(config: dict[str, Any] | None, base: float, dim: int) -> N
 
 
 def test_types_of_rope_that_others_add_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(remote_code.ROPE_INIT_FUNCTIONS, "mine", sum)
+    monkeypatch.setitem(ROPE_INIT_FUNCTIONS, "mine", sum)
     assert remote_code._ROPE["mine"] is sum
     assert remote_code._ROPE.get("default") is remote_code.default_rope
-    assert "default" not in remote_code.ROPE_INIT_FUNCTIONS
+    assert "default" not in ROPE_INIT_FUNCTIONS
 
 
 def test_theta_of_attribute_and_entry_become_one() -> None:

@@ -40,7 +40,7 @@ MASK = (PROMPTS != PAD).long()
 
 @cache
 def model() -> Any:
-    """Three layers, two of them with a window shorter than the longer prompt.
+    """Two layers, the first with a window shorter than the longer prompt.
 
     In float64: self-conditioning makes ten times as much of a rounding error at every step.
     """
@@ -49,17 +49,17 @@ def model() -> Any:
         vocab_size=VOCAB,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
         global_head_dim=16,
         num_global_key_value_heads=1,
         sliding_window=WINDOW,
-        num_experts=4,
-        top_k_experts=2,
+        num_experts=2,
+        top_k_experts=1,
         moe_intermediate_size=16,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        layer_types=["sliding_attention", "full_attention"],
         initializer_range=0.3,
         pad_token_id=PAD,
         eos_token_id=EOS,
@@ -172,7 +172,7 @@ class Reference:
         """One canvas, from noise to its end."""
         stop: Any = StableAndConfidentStoppingCriteria(*self.stop)
         self.canvas: Tensor = self.sampler.initialize_canvas(batch, torch.device("cpu"))
-        draft = self.canvas
+        draft: Tensor = self.canvas
         self.states: list[Tensor | None] = [None] * len(self.prompts)
         self.finished = torch.zeros(batch, dtype=torch.bool)
         self.accepted: Tensor | None = None
@@ -194,14 +194,16 @@ class Reference:
                 scores = torch.where(self.finished[:, None, None], before, scores)
             draft = torch.where(self.finished[:, None], draft, scores.argmax(-1))
             self.canvas = canvas
-            self.finished = self.finished | stop(draft, scores)
+            done: Tensor = stop(draft, scores)
+            self.finished = self.finished | done
             if self.finished.all():
                 break
         return draft
 
     def processed(self, logits: Tensor, left: int) -> Tensor:
         """Logits after the processors, as transformers applies them."""
-        processed: Tensor = self.processors(self.prompts[0][0], logits, cur_step=torch.tensor(left, dtype=torch.int32))
+        steps_left = torch.tensor(left, dtype=torch.int32)
+        processed: Tensor = self.processors(self.prompts[0][0], logits, cur_step=steps_left)
         return processed
 
     def logp(self, index: int) -> Tensor:

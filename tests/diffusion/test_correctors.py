@@ -215,6 +215,13 @@ def test_a_token_is_replaced_by_another_that_is_probable_enough(threshold: float
     assert (edited > 0) == (threshold < 1)
 
 
+def test_a_probability_that_is_just_reached_does_not_edit() -> None:
+    laws = torch.tensor([[[0.5, 0.25, 0.25], [0.6, 0.2, 0.2]]]).log()
+    committed = torch.ones(1, 2, dtype=torch.bool)
+    found = TokenEditing(0.5).edit(decisions_of(laws), moment_of(~committed), committed, torch.full((1, 2), 2))
+    assert found.tolist() == [[False, True]]
+
+
 def test_editing_is_for_models_that_were_trained_for_it() -> None:
     editing = [corrector for corrector in EXAMPLES if corrector.needs_editable]
     assert {type(corrector) for corrector in editing} == {TokenEditing}

@@ -11,6 +11,7 @@ from transformers import StoppingCriteriaList
 import lmguide as lg
 from lmguide.contexts import MaskedPrompt, Suffix
 from lmguide.diffusion.gemma import GuidedDiffusionGemma, guide_gemma
+from lmguide.guidance.rewards import RewardedSamples
 from tests.diffusion.gemma import BOS, CANVAS, MASK, PROMPTS, VOCAB, answer, generate, model
 from tests.families import tiny
 from tests.refusals import refused
@@ -127,6 +128,7 @@ def test_refuses_what_is_no_diffusion_gemma() -> None:
         (lg.DoLa(), "EarlyLayers"),
         (lg.S2Guidance(), "DroppedBlocks"),
         (lg.Contrastive("small"), "OtherModel"),
+        (RewardedSamples("some.module:reward"), "reward"),
         (lg.CFG(negative_prompt=Suffix()), "Suffix"),
         (lg.CFG(negative_prompt=MaskedPrompt()), "no mask token"),
     ],

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 import lmguide as lg
-from lmguide.denoisers import Denoiser
 from lmguide.diffusion.noise import RowNoise, keys_from
 from tests.denoisers.models import MASK, VOCAB, canvas_of, denoiser_of, left_padded
 from tests.diffusion import reference
+
+if TYPE_CHECKING:
+    from lmguide.denoisers import Denoiser
 
 ANSWER = 8
 
@@ -72,9 +74,7 @@ def test_dream(alg: Any, steps: int) -> None:
 def test_fast_dllm(order: str, options: dict[str, float]) -> None:
     denoiser, ids = denoiser_of("llada"), prompt_of()
     output = generate(denoiser, ids, order=order, block_length=4, steps=ANSWER)
-    expected = reference.fast_dllm_generate(
-        denoiser, ids, mask_id=MASK, gen_length=ANSWER, block_length=4, **options
-    )
+    expected = reference.fast_dllm_generate(denoiser, ids, mask_id=MASK, gen_length=ANSWER, block_length=4, **options)
     assert output.sequences.tolist() == expected.sequences.tolist()
     assert output.nfe.tolist() == expected.nfe
 

@@ -70,7 +70,12 @@ def other_prompt(denoiser: Denoiser, negative: list[int], length: int) -> Contra
 
 
 def remasked(
-    denoiser: Denoiser, length: int, ratio: float, candidates: str = "all", measure: str = "max_probability", lag: int = 0
+    denoiser: Denoiser,
+    length: int,
+    ratio: float,
+    candidates: str = "all",
+    measure: str = "max_probability",
+    lag: int = 0,
 ) -> Contrast:
     """Algorithm 1 of A-CFG, a position at a time."""
     seen: list[list[float]] = []

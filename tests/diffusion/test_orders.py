@@ -216,7 +216,7 @@ def test_alg_temp_draws_positions_without_replacement() -> None:
 
 
 def test_an_open_position_that_scores_nothing_goes_before_a_closed_one() -> None:
-    laws = torch.tensor([[[1.0, 0.0], [0.5, 0.5], [0.9, 0.1]]]).log()
-    drawn = decisions_of(laws, torch.tensor([[1, 0, 0]]))
-    chosen = LowConfidenceOrder().select(drawn, moment_of(torch.tensor([[True, False, False]]), [1]))
-    assert chosen.tolist() == [[True, False, False]]
+    laws = torch.tensor([[[0.9, 0.1], [0.5, 0.5], [1.0, 0.0]]]).log()
+    drawn = decisions_of(laws, torch.tensor([[0, 0, 1]]))
+    chosen = LowConfidenceOrder().select(drawn, moment_of(torch.tensor([[False, False, True]]), [1]))
+    assert chosen.tolist() == [[False, False, True]]

@@ -10,7 +10,8 @@ import torch
 from transformers import GenerationConfig
 
 from lmguide import contexts
-from lmguide.denoisers import Denoiser
+from lmguide.denoisers.denoiser import Denoiser
+from lmguide.denoisers.loading import load
 from lmguide.sources.canvas import mask_prompt
 from lmguide.sources.ids import Rows
 from lmguide.sources.layers import without_blocks
@@ -122,13 +123,13 @@ def _builder(denoiser: Denoiser, canvas: Canvas, prompt_length: int, tokenizer: 
 
 
 def _other(context: contexts.OtherModel, denoiser: Denoiser, tokenizer: Any) -> Denoiser:
-    other: Any = context.model
-    if isinstance(other, str):
-        from lmguide.denoisers.loading import load
-
-        other = load(other, dtype=denoiser.dtype, device=denoiser.device)
-    if not isinstance(other, Denoiser):
-        other = Denoiser(other, denoiser.family, mask_token_id=denoiser.mask_token_id)
+    given: Any = context.model
+    if isinstance(given, str):
+        other = load(given, dtype=denoiser.dtype, device=denoiser.device)
+    elif isinstance(given, Denoiser):
+        other = given
+    else:
+        other = Denoiser(given, denoiser.family, mask_token_id=denoiser.mask_token_id)
     if other.device != denoiser.device:
         raise ValueError(
             f"model: expected it on {denoiser.device} like the guided one, got {other.device}. Move it with .to()."
@@ -138,7 +139,5 @@ def _other(context: contexts.OtherModel, denoiser: Denoiser, tokenizer: Any) -> 
             f"model: expected the guided model's mask token {denoiser.mask_token_id}, got {other.mask_token_id}. "
             "Both must denoise the same canvas; pick two models of one family."
         )
-    check_vocabulary(
-        denoiser.model, tokenizer or denoiser.tokenizer, other.model, context.tokenizer or other.tokenizer
-    )
+    check_vocabulary(denoiser.model, tokenizer or denoiser.tokenizer, other.model, context.tokenizer or other.tokenizer)
     return other
