@@ -1,7 +1,7 @@
 """One guided decoding step, the same for every engine.
 
-Rules where gates are open, then rewards, at scheduled strength, renormalised once. It knows log-probabilities, not models: whoever
-calls it says how to get a method's other sources, and is asked only if needed.
+Rules where gates are open, then rewards, at scheduled strength, renormalised once. It knows log-probabilities, not
+models: whoever calls it says how to get a method's other sources, and is asked only if needed.
 """
 
 from __future__ import annotations

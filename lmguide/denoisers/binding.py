@@ -82,7 +82,8 @@ def bind_canvas(
         case contexts.OtherModel():
             return Source(_other(context, denoiser, tokenizer), mask)
         case contexts.DroppedBlocks():
-            thinned = without_blocks(denoiser.model, context)
+            model: Any = denoiser.model
+            thinned = without_blocks(model, context)
             return Source(Denoiser(thinned, denoiser.family, mask_token_id=denoiser.mask_token_id), mask)
         case contexts.Suffix() | contexts.EarlyLayers():
             raise ValueError(

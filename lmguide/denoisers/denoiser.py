@@ -90,7 +90,7 @@ class Denoiser:
         if family.runner != "canvas":
             raise ValueError(
                 f"family: expected one whose model reads a canvas, got {family.name!r}, whose models keep a state of "
-                "their own between steps. Call the model's own generate()."
+                "their own between steps. Use lmguide.diffusion.guide_gemma(model, guidance).generate(...)."
             )
         self.model, self.family, self.tokenizer = model, family, tokenizer
         config = inner.config.get_text_config() if hasattr(inner.config, "get_text_config") else inner.config
@@ -163,6 +163,11 @@ class Denoiser:
         if self.family.shift:
             logits = _shifted(logits, layout, low, start, stop, firsts)
         return self._substituted(logits, canvas[:, start:stop]) if self.family.substitution else logits
+
+    @property
+    def timed(self) -> bool:
+        """Whether the model is told how noisy a canvas is."""
+        return any(name in self._takes for name in _TIME_ARGUMENTS)
 
     def new_cache(self, kind: Literal["prefix", "dual"] = "prefix") -> CanvasCache:
         """An empty cache for one batch.

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import pad
 
-from lmguide import contexts, measures
+from lmguide import contexts
 from lmguide.denoisers.binding import Source, bind_canvas
+from lmguide.denoisers.confidences import Confidences, candidates_of, confidence_of
 from lmguide.denoisers.stats import Stats
 from lmguide.sources.canvas import remask
 from lmguide.sources.canvas_rewards import CanvasReward, bind_reward
@@ -107,7 +108,7 @@ class Guide:
         self.stats = Stats()
         self._always = self._read_whatever_happens()
         self._stacks: dict[tuple[int, ...], Stack] = {}
-        self._confidences: dict[int, Tensor] = {}
+        self.confidences = Confidences(canvas)
         self._kept: Law | None = None
         self._since = 0
         self._window = (0, 0)
@@ -167,17 +168,6 @@ class Guide:
             mask = masks[0] if len(masks) == 1 else torch.cat(masks)
             self._stacks[group] = Stack(denoiser, mask, width, offset, cache)
         return self._stacks[group]
-
-    def confidences(self, index: int) -> Tensor | None:
-        """The last confidences `[B, L]` for a canvas that is masked again by them; infinite where none is known."""
-        return self._confidences.get(index)
-
-    def remember(self, index: int, positions: Tensor, values: Tensor) -> None:
-        """Keep confidences `[n]` at positions `[n, 2]`; others keep what they had."""
-        known = self._confidences.get(index)
-        known = values.new_full(self.canvas.ids.shape, torch.inf) if known is None else known.clone()
-        known[positions[:, 0], positions[:, 1]] = values
-        self._confidences[index] = known
 
     def remasked(self) -> list[int]:
         """Sources whose canvas depends on the conditional's confidences."""
@@ -239,7 +229,7 @@ class Law:
         self._ids = guide.canvas.ids
         self._logits: dict[int, tuple[Tensor, int]] = {}
         self._prepared: set[int] = set()
-        self._before = {index: guide.confidences(index) for index in guide.remasked()}
+        self._before = {index: guide.confidences.last(index) for index in guide.remasked()}
         self._first, self._last = start, stop
         last = self._ids.shape[1] if guide.denoiser.family.attention == "full" else stop
         if guide.remasked():  # confidences of all that may be masked again
@@ -257,7 +247,12 @@ class Law:
         ]
         ids = canvases[0] if len(group) == 1 else torch.cat(canvases)
         logits = stack.denoiser(
-            ids, stack.attention_mask, cache=stack.cache, start=first + stack.offset, stop=last + stack.offset
+            ids,
+            stack.attention_mask,
+            cache=stack.cache,
+            start=first + stack.offset,
+            stop=last + stack.offset,
+            timesteps=self._times(stack.denoiser, len(group)),
         )
         batch = self._ids.shape[0]
         self._logits.update({index: (part, first) for index, part in zip(group, logits.split(batch), strict=True)})
@@ -354,24 +349,23 @@ class Law:
         logits, first = self._logits[index]
         return logits[rows, columns - first].float()
 
+    def _times(self, denoiser: Denoiser, canvases: int) -> Tensor | None:
+        """How noisy the rows are: the share of the answer that is undecided. Masked models are told 0 throughout."""
+        if denoiser.family.noise == "mask" or not denoiser.timed:
+            return None
+        canvas = self.guide.canvas
+        answer = canvas.attention_mask.bool() & ~canvas.given
+        return (canvas.undecided.sum(1) / answer.sum(1)).repeat(canvases)
+
     def _canvas(self, index: int) -> Tensor:
         guide = self.guide
         if index != MAIN and isinstance(context := guide.found[index], contexts.RemaskedCanvas):
             late = context.confidences == "previous"
-            confidences = self._before[index] if late else guide.confidences(index)
+            confidences = self._before[index] if late else guide.confidences.last(index)
             assert confidences is not None and guide.canvas.mask_token_id is not None
             ratio, mask_token_id = context.remask_ratio, guide.canvas.mask_token_id
-            return remask(self._ids, self._candidates(context), confidences, ratio, mask_token_id)
+            return remask(self._ids, candidates_of(context, self.guide.canvas), confidences, ratio, mask_token_id)
         return guide.sources[index].ids(guide.canvas, self._ids, guide.prompt_length)
-
-    def _candidates(self, context: contexts.RemaskedCanvas) -> Tensor:
-        canvas = self.guide.canvas
-        match context.candidates:
-            case "all":
-                return canvas.given | canvas.committed
-            case "generated":
-                return canvas.committed
-        return canvas.given
 
     def _remember_confidences(self) -> None:
         """Keep the conditional's confidences for canvases that are masked again by them."""
@@ -381,13 +375,10 @@ class Law:
             logits, first = self._logits[MAIN]
             # those of the next step will be among all tokens of this one, masks included
             later = context.confidences == "previous"
-            seen = self.guide.canvas.attention_mask.bool() if later else self._candidates(context)
+            seen = self.guide.canvas.attention_mask.bool() if later else candidates_of(context, self.guide.canvas)
             positions = seen[:, first : first + logits.shape[1]].nonzero()
             positions[:, 1] += first
-            measure = measures.max_probability if context.confidence == "max_probability" else _certainty
-            values = [measure(self._log_probs(MAIN, *part.unbind(1))) for part in self.chunks(positions)]
-            self.guide.remember(index, positions, torch.cat(values) if values else logits.new_zeros(0).float())
-
-
-def _certainty(logp: Tensor) -> Tensor:
-    return -measures.entropy(logp)
+            values = [confidence_of(context, self._log_probs(MAIN, *p.unbind(1))) for p in self.chunks(positions)]
+            self.guide.confidences.remember(
+                index, positions, torch.cat(values) if values else logits.new_zeros(0).float()
+            )

@@ -94,11 +94,10 @@ def decide(
     return Decisions(tokens, log_prob, top, second, entropy)
 
 
-def _spread(
-    scores: Tensor, normaliser: Tensor, reads: frozenset[str]
-) -> tuple[Tensor | float, Tensor | float, Tensor | float]:
+def _spread(scores: Tensor, normaliser: Tensor, reads: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
     """The two largest log-probabilities and the entropy, as far as they are asked for."""
-    top, second, entropy = -torch.inf, -torch.inf, torch.inf
+    top = second = torch.full_like(normaliser, -torch.inf)
+    entropy = torch.full_like(normaliser, torch.inf)
     if "second" in reads:
         top, second = (scores.topk(2, -1).values - normaliser[:, None]).unbind(1)
     if "entropy" in reads:
@@ -115,6 +114,6 @@ def _limited(scores: Tensor, rows: Tensor, columns: Tensor, sampler: Sampler) ->
     allowed = sampler.allowed(rows, columns)
     if not allowed.any(-1).all():
         raise ValueError(
-            "constraint: expected at least one allowed token at every position, got none at some. Loosen the constraint."
+            "constraint: expected an allowed token at every position, got none at some. Loosen the constraint."
         )
     return scores.masked_fill(~allowed, -torch.inf)

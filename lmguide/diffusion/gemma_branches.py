@@ -161,10 +161,8 @@ def joined(model: Any, prefixes: Sequence[Prefix]) -> Reading | None:
     return Reading(cache, masks, positions)
 
 
-def renoised(
-    context: RemaskedCanvas, main: Block, candidates: Tensor, confidence: Tensor, noise: Tensor
-) -> tuple[Block, Tensor]:
-    """The conditional's canvas with its least confident candidates replaced by noise, and which those are, `[B, C]`.
+def renoised(context: RemaskedCanvas, main: Block, candidates: Tensor, confidence: Tensor, noise: Tensor) -> Block:
+    """The conditional's canvas with its least confident candidates replaced by noise.
 
     The estimate of the canvas is flat at these positions: otherwise it would go on telling what stood there.
 
@@ -177,7 +175,7 @@ def renoised(
     """
     hit = least_confident(candidates, confidence, context.remask_ratio)
     state = main.state if main.state is None else main.state.masked_fill(hit[..., None], 0)
-    return Block(torch.where(hit, noise, main.canvas), state), hit
+    return Block(torch.where(hit, noise, main.canvas), state)
 
 
 def stack(blocks: Sequence[Block]) -> dict[str, Any]:

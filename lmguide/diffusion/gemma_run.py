@@ -143,8 +143,6 @@ class Run:
         self.prefix = Prefix(cache, mask[:, : mask.shape[1] - self.plan.model.config.canvas_length])
         self._fresh_canvas = True
         self._readings = {}
-        self.state = None
-        self.confidences = {}
         for source in self.sources.values():
             if isinstance(source, PromptSource):
                 source.state = None
@@ -166,10 +164,9 @@ class Run:
 
     def candidates(self, moment: Moment) -> Tensor | None:
         """Positions that may be re-noised: those the sampler accepted at the last step, `[B, C]`; `None` for none."""
-        if self._fresh_canvas or not any(isinstance(s, contexts.RemaskedCanvas) for s in self.sources.values()):
-            return None
-        accepted: Tensor = moment.sampler.accepted_token_mask
-        return accepted & ~moment.finished[:, None]
+        # the sampler accepts at least one of each row, and tells of the last canvas before the first step of the next
+        accepted: Tensor | None = None if self._fresh_canvas else moment.sampler.accepted_token_mask
+        return accepted
 
     def reading(self, group: tuple[int, ...]) -> Reading | None:
         """What the decoder is given for a source, or for several as one batch; `None` if they cannot be one."""
@@ -230,7 +227,6 @@ class Step:
         self.progress = Progress(run.total - moment.cur_step, run.total)
         self.main = Block(inputs["decoder_input_ids"], run.state)
         self.candidates = run.candidates(moment)
-        self.any_candidate = self.candidates is not None and bool(self.candidates.any())
         self.logits: dict[int, Tensor] = {}
         self._confidence: dict[str, Tensor] = {}
 
@@ -285,7 +281,7 @@ class Step:
         if isinstance(source, PromptSource):
             return True
         known = source.confidences == "current" or source.confidence in self.owner.confidences
-        return self.any_candidate and known
+        return self.candidates is not None and known
 
     def _surely_read(self, active: list[int]) -> list[int]:
         """The sources that are read whatever the conditional says and that need not wait for it."""
@@ -310,27 +306,25 @@ class Step:
         reading = self.owner.reading(group)
         if reading is None:
             return [self._run((index,)) for index in group][0]
-        found = [self._block(index) for index in group]
-        masks, positions = reading.masks, reading.positions
         outputs = self.decoder(
             **self.inputs
-            | branches.stack([block for block, _ in found])
-            | {"past_key_values": reading.cache, "decoder_attention_mask": masks, "decoder_position_ids": positions}
+            | branches.stack([self._block(index) for index in group])
+            | {
+                "past_key_values": reading.cache,
+                "decoder_attention_mask": reading.masks,
+                "decoder_position_ids": reading.positions,
+            }
         )
         self.owner.count(len(group))
-        batch = self.main.canvas.shape[0]
-        for index, logits, (_, hit) in zip(group, outputs.logits.split(batch), found, strict=True):
-            same = None if hit is None else ~hit.any(1)
-            # a row in which nothing is re-noised sees what the conditional sees
-            self.logits[index] = logits if same is None else torch.where(same[:, None, None], self.logits[MAIN], logits)
+        self.logits.update(zip(group, outputs.logits.split(self.main.canvas.shape[0]), strict=True))
         return outputs
 
-    def _block(self, index: int) -> tuple[Block, Tensor | None]:
+    def _block(self, index: int) -> Block:
         source = self.owner.sources.get(index)
         if source is None:
-            return self.main, None
+            return self.main
         if isinstance(source, PromptSource):
-            return Block(self.main.canvas, source.state), None
+            return Block(self.main.canvas, source.state)
         assert self.candidates is not None
         known = self.owner.confidences if source.confidences == "previous" else {}
         confidence = known[source.confidence] if known else self.confidence(source.confidence)

@@ -74,19 +74,20 @@ def generate(
         model: A `Denoiser`, from `load`, or a model whose family is recognised from its configuration.
         input_ids: Prompts, `[B, P]`, left-padded; with `infill` whole canvases with mask tokens.
         attention_mask: `[B, P]`, 1 on tokens; `None` is all ones.
-        guidance: A method, several, or a string such as `"cfg:guidance_scale=2"`. On a canvas `CFG()` without a negative
-            prompt contrasts with the prompt masked; see also `AdaptiveCFG`.
+        guidance: A method, several, or a string such as `"cfg:guidance_scale=2"`. On a canvas `CFG()` without a
+            negative prompt contrasts with the prompt masked; see also `AdaptiveCFG`.
         negative_prompt: Text, chat messages or ids in the place of the method's own; one for all rows or one per row.
         negative_prompt_ids: The same as a tensor of ids.
         negative_prompt_attention_mask: Its mask.
-        constraint: Canvas `[B, L]`, rows `[n]` and columns `[n]` to the allowed tokens `[n, V]`; applied after guidance.
+        constraint: Canvas `[B, L]`, rows `[n]` and columns `[n]` to the allowed tokens `[n, V]`; applied after
+            guidance.
         order: Which positions are committed: an `Order`, or its string form such as `"threshold:threshold=0.9"`.
         corrector: What opens committed positions again or rewrites them; `None` leaves them.
         early_commit: When a whole row is committed at once; `None` is never.
         steps: Denoising steps over the whole answer, a multiple of the number of blocks; `None` is one per token.
         max_new_tokens: Length of the answer, 128 by default; with `infill` there is none.
-        block_length: Columns of a block; blocks are decoded from left to right. `None` is the whole answer, or the block
-            of a block-causal model.
+        block_length: Columns of a block; blocks are decoded from left to right. `None` is the whole answer, or the
+            block of a block-causal model.
         temperature: 0 takes the likeliest token. The guided law is divided by it, then top-k and top-p apply.
         top_p: Smallest set of tokens with this much probability, in (0, 1].
         top_k: So many likeliest tokens, at least 1; 0 or `None` is all.
@@ -149,12 +150,10 @@ def generate(
     _check_cache(cache, denoiser, methods)
     device, vocab_size = canvas.ids.device, denoiser.vocab_size
     noise = RowNoise(keys_from(generator, batch, device))
-    ends = token_list(
-        "eos_token_id", _own(denoiser, "eos_token_id") if eos_token_id is None else eos_token_id, vocab_size
-    )
-    padding = token_list(
-        "pad_token_id", _own(denoiser, "pad_token_id") if pad_token_id is None else pad_token_id, vocab_size
-    )
+    eos_token_id = _own(denoiser, "eos_token_id") if eos_token_id is None else eos_token_id
+    pad_token_id = _own(denoiser, "pad_token_id") if pad_token_id is None else pad_token_id
+    ends = token_list("eos_token_id", eos_token_id, vocab_size)
+    padding = token_list("pad_token_id", pad_token_id, vocab_size)
     guide = Guide(
         denoiser,
         [method for method in methods if method.enabled],

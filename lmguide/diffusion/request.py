@@ -52,8 +52,8 @@ def lay_out(
     if infill:
         if new_tokens is not None:
             raise ValueError(
-                "max_new_tokens: a canvas that is filled in has its length already. Leave it out, or put mask tokens at "
-                "the end of the canvas."
+                "max_new_tokens: a canvas that is filled in has its length already. Leave it out, or put mask tokens "
+                "at the end of the canvas."
             )
         if not masked.any(1).all():
             raise ValueError(
@@ -154,9 +154,7 @@ def _ids(denoiser: Denoiser, ids: object) -> Tensor:
             f"input_ids: expected it on {denoiser.device} like the model, got {ids.device}. Move it with .to()."
         )
     if not ids.numel():
-        raise ValueError(
-            "input_ids: expected at least one token, got none. Start from the beginning-of-sequence token."
-        )
+        raise ValueError("input_ids: expected at least one token, got none. Start from a beginning-of-sequence token.")
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= denoiser.vocab_size:
         raise ValueError(

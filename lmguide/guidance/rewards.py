@@ -37,8 +37,8 @@ def add_reward(scores: Tensor, log_reward: Tensor, scale: Scale, most: float | N
         Scores `[..., V]`, not normalised.
 
     Example:
-        >>> add_reward(torch.zeros(3), torch.tensor([1.0, -1.0, -torch.inf]), 2.0, most=1.5)
-        tensor([1.5000, -2.0000,    -inf])
+        >>> add_reward(torch.zeros(3), torch.tensor([1.0, -1.0, -torch.inf]), 2.0, most=1.5).tolist()
+        [1.5, -2.0, -inf]
     """
     before, reward = broadcast(scores, log_reward)
     strength = per_row("scale", scale, before)

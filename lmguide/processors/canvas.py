@@ -70,8 +70,8 @@ class CanvasLogitsProcessor(LogitsProcessor):
         self.denoiser = model if isinstance(model, Denoiser) else Denoiser(model, tokenizer=tokenizer)
         if self.denoiser.mask_token_id is None:
             raise ValueError(
-                f"model: expected one with a mask token, got {self.denoiser.family.name}: its canvas does not tell what "
-                "is undecided. Use lmguide.diffusion.generate."
+                f"model: expected one with a mask token, got {self.denoiser.family.name}: its canvas does not tell "
+                "what is undecided. Use lmguide.diffusion.generate."
             )
         methods = as_methods(guidance)
         self.methods = tuple(method for method in methods if method.enabled)

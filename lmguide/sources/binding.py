@@ -39,8 +39,9 @@ def bind(
             return without_blocks(builder.model, context), builder.whole_prompt(context)
         case contexts.MaskedPrompt() | contexts.RemaskedCanvas():
             raise ValueError(
-                f"{type(context).__name__}: expected a model that denoises a canvas, got {type(builder.model).__name__}, "
-                "which writes from left to right. Use lmguide.diffusion.generate, or another negative prompt."
+                f"{type(context).__name__}: expected a model that denoises a canvas, got "
+                f"{type(builder.model).__name__}, which writes from left to right. Use lmguide.diffusion.generate, or "
+                "another negative prompt."
             )
         case contexts.NegativePrompt() if negative is not None:
             return builder.model, builder.negative(**negative)

@@ -53,9 +53,9 @@ def resolve(context: OtherModel, model: PreTrainedModel, tokenizer: PreTrainedTo
 
 
 def check_vocabulary(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase | None,
-    other: PreTrainedModel,
+    other: Any,
     other_tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
     """Refuse a model whose token ids mean something else.

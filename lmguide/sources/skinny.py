@@ -86,12 +86,8 @@ def onednn() -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
     inputs, weight, bias = (torch.arange(n, dtype=torch.float32) % 7 - 3 for n in (60, 84, 7))
     inputs, weight = inputs.view(5, 12), weight.view(7, 12)
     try:
-        right = all(
-            torch.equal(
-                product(inputs, weight, b), linear(inputs, weight, b)
-            )  # small whole numbers: exact in any order
-            for b in (bias, None)
-        )
+        # small whole numbers: exact in any order
+        right = all(torch.equal(product(inputs, weight, b), linear(inputs, weight, b)) for b in (bias, None))
     except (AttributeError, RuntimeError):
         return None
     return product if right else None

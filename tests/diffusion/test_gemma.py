@@ -92,25 +92,37 @@ def test_a_row_that_ends_becomes_padding() -> None:
     assert answer(view, **negative(canvases=3, eos_token_id=ends, pad_token_id=PAD)) == expected
 
 
-@pytest.mark.parametrize("stop", [(1, 0.005), (0, 1.4)])
-def test_gate_by_position(stop: tuple[int, float]) -> None:
-    # the second source runs where any position is open, and remembers what it said when it last ran
-    opened, done = [], []
+def test_gate_by_position() -> None:
+    opened = []
 
     def score(reference: Reference, logp: Callable[[int], Tensor]) -> Tensor:
-        cond = logp(0)
-        where = (measures.entropy(cond) > 2.6) & ~reference.finished[:, None]
+        where = measures.entropy(logp(0)) > 2.6
         opened.append(where.float().mean().item())
-        done.append(bool(reference.finished.any()))
-        return torch.where(where[..., None], logp(1) + 3 * (cond - logp(1)), cond) if where.any() else cond
+        return torch.where(where[..., None], cfg(3.0)(reference, logp), logp(0))
 
     view = guide_gemma(model(), lg.SelectiveCFG(3.0, entropy_threshold=2.6))
-    expected = Reference([NEGATIVE], score, stop=stop).answer(canvases=2)
-    options = {"stability_threshold": stop[0], "confidence_threshold": stop[1]}
-    assert answer(view, **negative(canvases=2, **options)) == expected
+    assert answer(view, **negative(canvases=2)) == Reference([NEGATIVE], score).answer(canvases=2)
     assert min(opened) > 0 and max(opened) < 1
-    assert any(done) is (stop[0] == 0)
     assert view.stats.fired == len(opened)
+
+
+def test_a_gate_that_is_open_on_no_unfinished_row_saves_the_second_source() -> None:
+    # which then remembers what it said when it last ran
+    ran, tempted = [], []
+
+    def score(reference: Reference, logp: Callable[[int], Tensor]) -> Tensor:
+        unsure = measures.entropy(logp(0)) > 3.0
+        where = unsure & ~reference.finished[:, None]
+        ran.append(bool(where.any()))
+        tempted.append(bool(unsure.any()) and not ran[-1])
+        return torch.where(where[..., None], cfg(3.0)(reference, logp), logp(0)) if ran[-1] else logp(0)
+
+    view = guide_gemma(model(), lg.CFG(3.0, gate=lg.Entropy(3.0)))
+    expected = Reference([NEGATIVE], score, stop=(0, 1.4)).answer(canvases=2)
+    assert answer(view, **negative(canvases=2, stability_threshold=0, confidence_threshold=1.4)) == expected
+    assert any(tempted)
+    assert view.stats.fired == sum(ran)
+    assert view.stats.nfe == 2 + 2 + len(ran) + sum(ran)
 
 
 @pytest.mark.parametrize("how", [{"gate": lg.Period(every=2, first=1)}, {"schedule": lg.Window(0.2, 0.7)}])

@@ -46,26 +46,22 @@ class Renoised(Reference):
         sure = cond.exp().amax(-1) if self.confidence == "max_probability" else (cond.exp() * cond).sum(-1)
         before, self.before = self.before, sure
         extra = self.with_others(logp)
-        if self.accepted is None or not (self.accepted & ~self.finished[:, None]).any():
+        if self.accepted is None:
             return cond + extra
         noise = self.sampler.initialize_canvas(cond.shape[0], cond.device)
         canvas, state = self.canvas.clone(), self.states[0]
         assert state is not None and before is not None
         state = state.clone()
-        guided = cond.clone()
         for row in range(cond.shape[0]):
             sureness = before[row] if self.previous else sure[row]
-            places = [place for place in range(CANVAS) if self.accepted[row, place] and not self.finished[row]]
+            places = [place for place in range(CANVAS) if self.accepted[row, place]]
             places.sort(key=lambda place: float(sureness[place]))
             for place in places[: math.ceil(self.ratio * len(places))]:
                 canvas[row, place] = noise[row, place]
                 state[row, place] = 0.0
                 self.replaced += 1
         uncond = laws(*self.prompts[0], canvas, state).log_softmax(-1)
-        for row in range(cond.shape[0]):
-            if self.accepted[row].any() and not self.finished[row]:
-                guided[row] = uncond[row] + self.gamma * (cond[row] - uncond[row])
-        return guided + extra
+        return uncond + self.gamma * (cond - uncond) + extra
 
 
 @pytest.mark.parametrize("confidence", ["max_probability", "entropy"])
@@ -141,8 +137,7 @@ def test_what_is_noise_again_is_forgotten() -> None:
     state = torch.randn(1, 4, VOCAB)
     confidence = torch.tensor([[0.9, 0.1, 0.5, 0.2]])
     candidates = torch.tensor([[True, False, True, True]])
-    block, hit = renoised(RemaskedCanvas(0.5), Block(canvas, state), candidates, confidence, noise)
-    assert hit.tolist() == [[False, False, True, True]]
+    block = renoised(RemaskedCanvas(0.5), Block(canvas, state), candidates, confidence, noise)
     assert block.canvas.tolist() == [[7, 7, 9, 9]]
     assert block.state is not None
     assert torch.equal(block.state[:, :2], state[:, :2])

@@ -11,7 +11,7 @@ import torch
 
 import lmguide as lg
 from lmguide.denoisers import Denoiser
-from tests.denoisers.models import denoiser_of
+from tests.denoisers.models import MASK, denoiser_of
 
 Logits = torch.Tensor
 Contrast = Callable[[torch.Tensor, Logits, int], Logits | None]
@@ -25,16 +25,14 @@ def prompts(denoiser: Denoiser, *lengths: int) -> tuple[torch.Tensor, torch.Tens
     generator = torch.Generator().manual_seed(1)
     width = max(lengths)
     ids = torch.randint(8, denoiser.vocab_size, (len(lengths), width), generator=generator)
-    ids[ids == denoiser.mask_token_id] = 8
+    ids[ids == MASK] = 8
     mask = torch.stack([torch.arange(width) >= width - length for length in lengths]).long()
     return ids * mask, mask
 
 
 def plain(denoiser: Denoiser, prompt: torch.Tensor, scale: float, contrast: Contrast) -> list[int]:
     """LLaDA's loop for one prompt `[P]`: the most confident positions first, at temperature 0."""
-    mask_id = denoiser.mask_token_id
-    assert mask_id is not None
-    canvas = torch.cat([prompt, torch.full((ANSWER,), mask_id)])[None]
+    canvas = torch.cat([prompt, torch.full((ANSWER,), MASK)])[None]
     for step in range(STEPS):
         cond = denoiser(canvas).float().log_softmax(-1)
         other = contrast(canvas, cond, step)
@@ -43,10 +41,10 @@ def plain(denoiser: Denoiser, prompt: torch.Tensor, scale: float, contrast: Cont
             uncond = other.float().log_softmax(-1)
             law = (uncond + scale * (cond - uncond)).log_softmax(-1)
         draw = law.clone()
-        draw[..., mask_id] = -torch.inf
+        draw[..., MASK] = -torch.inf
         tokens = draw.argmax(-1)
         confidence = law.gather(-1, tokens[..., None])[0, :, 0]
-        confidence[canvas[0] != mask_id] = -torch.inf
+        confidence[canvas[0] != MASK] = -torch.inf
         for place in confidence.topk(ANSWER // STEPS).indices.tolist():
             canvas[0, place] = tokens[0, place]
     return canvas[0, len(prompt) :].tolist()
@@ -55,7 +53,7 @@ def plain(denoiser: Denoiser, prompt: torch.Tensor, scale: float, contrast: Cont
 def masked_prompt(denoiser: Denoiser, length: int) -> Contrast:
     def contrast(canvas: torch.Tensor, cond: Logits, step: int) -> Logits:
         other = canvas.clone()
-        other[:, :length] = denoiser.mask_token_id
+        other[:, :length] = MASK
         return denoiser(other)
 
     return contrast
@@ -87,13 +85,13 @@ def remasked(
         if step - lag < 0:
             return None
         confidence = seen[step - lag]
-        written = [place for place, token in enumerate(canvas[0].tolist()) if token != denoiser.mask_token_id]
+        written = [place for place, token in enumerate(canvas[0].tolist()) if token != MASK]
         if candidates != "all":
             written = [place for place in written if (place < length) == (candidates == "prompt")]
         count = -(-len(written) * round(ratio * 100) // 100)
         other = canvas.clone()
         for place in sorted(written, key=lambda place: confidence[place])[:count]:
-            other[0, place] = denoiser.mask_token_id
+            other[0, place] = MASK
         return denoiser(other)
 
     return contrast
@@ -199,9 +197,10 @@ def test_another_model_of_the_family() -> None:
     worse = copy.deepcopy(denoiser.model)
     for parameter in worse.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-    weak = Denoiser(worse, denoiser.family, mask_token_id=denoiser.mask_token_id)
+    weak = Denoiser(worse, denoiser.family, mask_token_id=MASK)
     ids, _ = prompts(denoiser, 6)
-    for model in (weak, weak.model):
+    models: list[Any] = [weak, weak.model]
+    for model in models:
         output = generate(denoiser, lg.AutoGuidance(model, 3.0), 6)
         expected = plain(denoiser, ids[0], 3.0, lambda canvas, cond, step: weak(canvas))
         assert output.sequences[0, -ANSWER:].tolist() == expected

@@ -91,6 +91,9 @@ _LLAMA: Any = tf.LlamaConfig(
     initializer_range=0.4,
     pad_token_id=0,
 )
+_GPT2: Any = tf.GPT2Config(
+    vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=24, initializer_range=0.4, pad_token_id=0
+)
 _GEMMA: Any = tf.Gemma3TextConfig(
     vocab_size=VOCAB,
     hidden_size=16,
@@ -102,11 +105,12 @@ _GEMMA: Any = tf.Gemma3TextConfig(
     initializer_range=0.4,
     pad_token_id=0,
 )
-for _config in (_BERT, _LLAMA, _GEMMA):
+for _config in (_BERT, _LLAMA, _GPT2, _GEMMA):
     _config.num_labels = 3
 MADE: dict[str, tuple[Any, Any]] = {
     "bert": (tf.BertForSequenceClassification, _BERT),
     "llama": (tf.LlamaForSequenceClassification, _LLAMA),
+    "gpt2": (tf.GPT2ForSequenceClassification, _GPT2),  # it counts positions and reads the last token
     "gemma3": (tf.Gemma3TextForSequenceClassification, _GEMMA),  # it scales its embeddings
 }
 all_classifiers = pytest.mark.parametrize("name", MADE)
@@ -127,7 +131,7 @@ def test_a_transformers_reward_is_its_derivative_towards_each_token(name: str) -
     embedding = model.get_input_embeddings()
     here = embedding(canvas.ids)
     # these two take norms in single precision, whose rounding a short step would magnify
-    step, close = (1e-4, 1e-6) if name == "bert" else (1e-3, 2e-4)
+    step, close = (1e-4, 1e-6) if name in {"bert", "gpt2"} else (1e-3, 2e-4)
 
     def score(embeds: Tensor) -> Tensor:
         logits: Tensor = model(inputs_embeds=embeds, attention_mask=canvas.attention_mask).logits
