@@ -164,7 +164,7 @@ class Run:
 
     def candidates(self, moment: Moment) -> Tensor | None:
         """Positions that may be re-noised: those the sampler accepted at the last step, `[B, C]`; `None` for none."""
-        # the sampler accepts at least one of each row, and tells of the last canvas before the first step of the next
+        # at the first step of a canvas the sampler still tells of the one before; later it has accepted at least one
         accepted: Tensor | None = None if self._fresh_canvas else moment.sampler.accepted_token_mask
         return accepted
 
@@ -175,11 +175,10 @@ class Run:
         if group not in self._readings:
             prefixes = [self._prefix(index) for index in group]
             model = self.plan.model
-            if len(group) > 1:
+            if len(group) > 1:  # a joined copy is as large as the caches: one is enough
                 self._readings = {key: value for key, value in self._readings.items() if len(key) == 1}
-            self._readings[group] = (
-                branches.joined(model, prefixes) if len(group) > 1 else branches.reading(model, prefixes[0])
-            )
+            one = len(group) == 1
+            self._readings[group] = branches.reading(model, prefixes[0]) if one else branches.joined(model, prefixes)
         return self._readings[group]
 
     def end(self) -> None:

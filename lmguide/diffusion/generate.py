@@ -224,6 +224,12 @@ def _check_cache(cache: Any, denoiser: Denoiser, methods: Sequence[Guidance]) ->
             "cache: AdaptiveCFG masks tokens all over the canvas anew at each step, so there are no keys and values to "
             "keep. Leave the cache out, or use CFG."
         )
+    whole = denoiser.family.attention == "full" and any(method.name == "rewarded_samples" for method in methods)
+    if cache is not None and whole:
+        raise ValueError(
+            "cache: RewardedSamples needs the law of every undecided position, and a cache leaves out those beside the "
+            "block. Leave the cache out, or use ClassifierGuidance."
+        )
 
 
 def _denoiser(model: Any, tokenizer: Any) -> Denoiser:

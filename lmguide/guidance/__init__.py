@@ -17,6 +17,7 @@ from lmguide.guidance.prompts import (
     SuffixCFG,
     TangentialCFG,
 )
+from lmguide.guidance.rewards import ClassifierGuidance, RewardedSamples
 from lmguide.guidance.self_contrast import DoLa, S2Guidance
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "TPG",
     "AdaptiveCFG",
     "AutoGuidance",
+    "ClassifierGuidance",
     "Contrastive",
     "DExperts",
     "DivergenceDampedCFG",
@@ -36,6 +38,7 @@ __all__ = [
     "Guidance",
     "PromptMixture",
     "ProxyTuning",
+    "RewardedSamples",
     "S2Guidance",
     "SelectiveCFG",
     "SuffixCFG",

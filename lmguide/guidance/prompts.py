@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 from lmguide import rules
 from lmguide.checks import check_number
 from lmguide.contexts import (
+    ClassifierGradient,
     Context,
     EarlyLayers,
     NegativePrompt,
     Prompt,
     PromptPrefix,
     RandomPrompt,
+    SampledCanvases,
     ShuffledPrompt,
     Suffix,
     WithoutContext,
@@ -380,12 +382,13 @@ def as_context(prompt: Prompt | Context | None) -> Context:
     """A prompt as a context; contexts pass through.
 
     Raises:
-        ValueError: Early layers, which give several laws at once.
+        ValueError: Early layers, which give several laws at once, or a reward, which gives none.
     """
-    if isinstance(prompt, EarlyLayers):
-        raise ValueError(
-            "negative_prompt: early layers give several laws at once, which only DoLa chooses from. Use DoLa."
-        )
+    if isinstance(prompt, EarlyLayers | ClassifierGradient | SampledCanvases):
+        many = isinstance(prompt, EarlyLayers)
+        told = "early layers give several laws at once" if many else f"{type(prompt).__name__} is a reward, and no law"
+        cure = "Use DoLa" if many else "List ClassifierGuidance or RewardedSamples beside this method"
+        raise ValueError(f"negative_prompt: {told} to contrast with. {cure}.")
     return prompt if isinstance(prompt, Context) else NegativePrompt(prompt)
 
 

@@ -37,7 +37,12 @@ def bind(
             return resolve(context, builder.model, builder.tokenizer), builder.whole_prompt(context)
         case contexts.DroppedBlocks():
             return without_blocks(builder.model, context), builder.whole_prompt(context)
-        case contexts.MaskedPrompt() | contexts.RemaskedCanvas():
+        case (
+            contexts.MaskedPrompt()
+            | contexts.RemaskedCanvas()
+            | contexts.ClassifierGradient()
+            | contexts.SampledCanvases()
+        ):
             raise ValueError(
                 f"{type(context).__name__}: expected a model that denoises a canvas, got "
                 f"{type(builder.model).__name__}, which writes from left to right. Use lmguide.diffusion.generate, or "

@@ -31,7 +31,11 @@ def grids() -> tuple[str, ...]:
     """
     lines = list(permutations(DIGITS))
     # Two rows whose boxes hold four different digits; a grid is two such bands whose columns do as well.
-    bands = [top + low for top, low in product(lines, lines) if len({*top[:2], *low[:2]}) == len({*top[2:], *low[2:]}) == SIDE]
+    bands = [
+        top + low
+        for top, low in product(lines, lines)
+        if len({*top[:2], *low[:2]}) == len({*top[2:], *low[2:]}) == SIDE
+    ]
     pairs = (first + second for first, second in product(bands, bands))
     return tuple("".join(grid) for grid in pairs if all(len(set(grid[column::SIDE])) == SIDE for column in range(SIDE)))
 

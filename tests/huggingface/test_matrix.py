@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 import transformers
 
 import lmguide as lg
@@ -45,4 +46,23 @@ def test_guided_tokens_are_those_of_the_reference(family: str, method: str, mode
 def test_every_registered_method_is_in_the_matrix() -> None:
     setting = Setting("llama", *MODES["ragged"].rows())
     made = {type(method).name for make, _ in METHODS.values() for method in as_methods(make(setting))}
-    assert made == set(GUIDANCE.names())
+    assert made | CANVAS.keys() == set(GUIDANCE.names())
+
+
+CANVAS: dict[str, lg.Guidance] = {
+    "adaptive_cfg": lg.AdaptiveCFG(2.0),
+    "classifier_guidance": lg.ClassifierGuidance("some/classifier", 1),
+    "rewarded_samples": lg.RewardedSamples(lambda ids: ids.sum(-1).float()),
+}
+"""Methods that only models which denoise a canvas can take."""
+
+
+@pytest.mark.parametrize("method", CANVAS)
+def test_methods_of_a_canvas_are_refused(method: str) -> None:
+    model = tiny("llama")
+    ids = torch.tensor([[5, 6, 7]])
+    with pytest.raises(ValueError, match=r"expected a model that denoises a canvas.*lmguide\.diffusion\.generate"):
+        lg.guide(model, CANVAS[method]).generate(ids, max_new_tokens=2)
+    processor = lg.GuidanceLogitsProcessor(model, CANVAS[method])
+    with pytest.raises(ValueError, match="expected a model that denoises a canvas"):
+        model.generate(ids, max_new_tokens=2, logits_processor=[processor])
