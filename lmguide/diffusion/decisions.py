@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmguide import measures
 from lmguide.diffusion.orders import Decisions
-from lmguide.diffusion.sampling import draw
+from lmguide.diffusion.sampling import draw, likeliest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,12 +72,9 @@ def decide(
     for part in law.chunks(wanted.nonzero()):
         rows, places = part.unbind(1)
         columns = places + start
-        scores, _ = law.at(rows, columns, normalised=False)
-        scores = _limited(scores, rows, columns, sampler)
-        if not filtered or not sampler.filters:
-            normaliser = scores.logsumexp(-1)
-            if "second" in reads or "entropy" in reads:
-                top[rows, places], second[rows, places], entropy[rows, places] = _spread(scores, normaliser, reads)
+        scores = _limited(law.at(rows, columns)[0], rows, columns, sampler)
+        if not (filtered and sampler.filters):
+            top[rows, places], second[rows, places], entropy[rows, places] = _spread(scores, reads)
         if sampler.mask_token_id is not None:
             scores[:, sampler.mask_token_id] = -torch.inf  # from here on for the draw alone
         if sampler.filters:
@@ -85,30 +83,29 @@ def decide(
                 gumbel = sampler.noise.gumbel(rows, columns, step, scores.shape[-1])
             drawn, after = draw(scores, sampler.temperature, sampler.top_p, sampler.top_k, gumbel)
             if filtered:
-                scores, normaliser = after, torch.zeros_like(after[:, 0])
-                top[rows, places], second[rows, places], entropy[rows, places] = _spread(scores, normaliser, reads)
+                scores = after
+                top[rows, places], second[rows, places], entropy[rows, places] = _spread(scores, reads)
         else:
-            drawn = scores.argmax(-1)
+            drawn = likeliest(scores)
         tokens[rows, places] = drawn
-        log_prob[rows, places] = scores.gather(-1, drawn[:, None])[:, 0] - normaliser
+        log_prob[rows, places] = scores.gather(-1, drawn[:, None])[:, 0]
     return Decisions(tokens, log_prob, top, second, entropy)
 
 
-def _spread(scores: Tensor, normaliser: Tensor, reads: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
+def _spread(logp: Tensor, reads: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
     """The two largest log-probabilities and the entropy, as far as they are asked for."""
-    top = second = torch.full_like(normaliser, -torch.inf)
-    entropy = torch.full_like(normaliser, torch.inf)
+    top = second = logp.new_full(logp.shape[:1], -torch.inf)
+    entropy = torch.full_like(top, torch.inf)
     if "second" in reads:
-        top, second = (scores.topk(2, -1).values - normaliser[:, None]).unbind(1)
+        top, second = logp.topk(2, -1).values.unbind(1)
     if "entropy" in reads:
-        logp = scores - normaliser[:, None]
-        entropy = -torch.where(logp == -torch.inf, 0.0, logp.exp() * logp).sum(-1)
+        entropy = measures.entropy(logp)
     return top, second, entropy
 
 
 def _limited(scores: Tensor, rows: Tensor, columns: Tensor, sampler: Sampler) -> Tensor:
     if sampler.suppressed.numel():
-        scores = scores.index_fill(-1, sampler.suppressed, -torch.inf)
+        scores = scores.index_fill(-1, sampler.suppressed, -torch.inf).log_softmax(-1)
     if sampler.allowed is None:
         return scores
     allowed = sampler.allowed(rows, columns)
@@ -116,4 +113,4 @@ def _limited(scores: Tensor, rows: Tensor, columns: Tensor, sampler: Sampler) ->
         raise ValueError(
             "constraint: expected an allowed token at every position, got none at some. Loosen the constraint."
         )
-    return scores.masked_fill(~allowed, -torch.inf)
+    return scores.masked_fill(~allowed, -torch.inf).log_softmax(-1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from lmguide.checks import check_number, check_whole
@@ -15,6 +16,9 @@ from lmguide.rules.candidates import normalize
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+BLOCK = 128
+"""Tokens of a block in the search for the largest score."""
 
 
 def draw(
@@ -35,7 +39,7 @@ def draw(
             entry above `-inf`.
         temperature: At least 0. At 0 the likeliest token is taken, the leftmost of several, and `p'` is the law after
             the filters alone.
-        top_p: In (0, 1]; None or 1 is off.
+        top_p: In [0, 1]; None or 1 is off.
         top_k: At least 1; None or 0 is off.
         gumbel: `[n, V]` from `RowNoise.gumbel`, needed for a temperature above 0 and not looked at for 0.
 
@@ -58,12 +62,38 @@ def draw(
     # The warpers look at the scores alone, never at the ids before them.
     law = normalize(warpers(None, scores))  # type: ignore[arg-type]
     if temperature == 0:
-        return law.argmax(-1), law
+        return likeliest(law), law
     if gumbel is None:
         raise ValueError(
             f"gumbel: expected noise for temperature {temperature}, got None. Give RowNoise.gumbel, or temperature 0."
         )
-    return (law + gumbel).argmax(-1), law
+    return likeliest(law + gumbel), law
+
+
+def likeliest(scores: Tensor) -> Tensor:
+    """The leftmost largest score of each row, `[n, V]` to `[n]`: `scores.argmax(-1)`, several times as fast on a CPU.
+
+    The largest of each block of tokens is found first; that is quick, and to say where it stands is slow.
+
+    Example:
+        >>> import torch
+        >>> likeliest(torch.tensor([[0.1, 0.7, 0.7], [0.3, 0.2, 0.1]]))
+        tensor([1, 0])
+    """
+    vocab_size = scores.shape[-1]
+    if vocab_size < 2 * BLOCK or scores.device.type != "cpu":
+        return scores.argmax(-1)
+    rest = scores[:, vocab_size // BLOCK * BLOCK :]
+    blocks = scores[:, : vocab_size // BLOCK * BLOCK].unflatten(1, (-1, BLOCK))
+    tops = blocks.amax(-1)
+    block = tops.argmax(-1, keepdim=True)
+    token = block[:, 0] * BLOCK + blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0].argmax(-1)
+    if not rest.shape[1]:
+        return token
+    last, place = rest.max(-1)
+    behind = last > tops.gather(1, block)[:, 0]
+    found: Tensor = torch.where(behind, place + vocab_size - rest.shape[1], token)
+    return found
 
 
 def check_sampling(temperature: float, top_p: float | None, top_k: int | None) -> None:
@@ -75,7 +105,7 @@ def check_sampling(temperature: float, top_p: float | None, top_k: int | None) -
     """
     check_number("temperature", temperature, "Use 0 for the likeliest token.", least=0)
     if top_p is not None:
-        check_number("top_p", top_p, "Use None for all tokens, temperature 0 for the likeliest.", above=0, most=1)
+        check_number("top_p", top_p, "Use None for all tokens.", least=0, most=1)
     if top_k is not None:
         check_whole("top_k", top_k, "Use None for all tokens.", least=0)
 

@@ -46,6 +46,11 @@ def check_model(model: Any) -> PreTrainedModel:
     """
     if hasattr(model, "_plan") and hasattr(model, "_run"):
         raise ValueError("model: it is already guided. Give guide() the model itself and a list of methods.")
+    if getattr(getattr(model, "config", None), "model_type", None) == "diffusion_gemma":
+        raise ValueError(
+            "model: DiffusionGemma denoises canvases in a loop of its own, which this view does not know. "
+            "Use lmguide.diffusion.guide_gemma(model, guidance)."
+        )
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         if any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values()):
             raise ValueError(

@@ -256,7 +256,7 @@ def test_a_constraint_holds_after_guidance() -> None:
 
     answer = generate(constraint=even, guidance=lg.CFG(3.0), temperature=1.5).sequences[:, 5:]
     assert (answer % 2 == torch.arange(5, 13) % 2).all()
-    with pytest.raises(ValueError, match="^constraint: expected at least one"):
+    with pytest.raises(ValueError, match="^constraint: expected an allowed token"):
         generate(constraint=lambda canvas, rows, columns: torch.zeros(len(rows), VOCAB, dtype=torch.bool))
 
 
@@ -323,7 +323,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "zero": ({"max_new_tokens": 0}, "^max_new_tokens"),
     "temperature": ({"temperature": -1.0}, "^temperature"),
     "nan": ({"temperature": float("nan")}, "^temperature"),
-    "top_p": ({"top_p": 0.0}, "^top_p"),
+    "top_p": ({"top_p": 1.5}, "^top_p"),
     "order": ({"order": "low_confidenc"}, "Did you mean 'low_confidence'"),
     "cache": ({"cache": "prefix"}, "^cache: expected a family whose forward takes keys"),
     "kind": ({"cache": "prefx"}, "^cache: expected 'prefix', 'dual' or None"),

@@ -22,7 +22,7 @@ class Allocations(TorchDispatchMode):
     """Counts the bytes of all tensors that are made and not yet gone."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._known: set[int] = set()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from lmguide.diffusion.noise import RowNoise
-from lmguide.diffusion.sampling import draw
+from lmguide.diffusion.sampling import draw, likeliest
 from tests.refusals import refused
 
 V = 40
@@ -142,3 +142,12 @@ def test_bad_values_are_refused() -> None:
         draw(logp, 0, None, -1)
     with refused("top_k", "2.5", error=TypeError):
         draw(logp, 0, None, 2.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("vocab_size", [1, 5, 256, 257, 300, 1000])
+def test_the_likeliest_token_is_the_leftmost_largest(vocab_size: int) -> None:
+    generator = torch.Generator().manual_seed(vocab_size)
+    scores = torch.randint(-3, 4, (200, vocab_size), generator=generator).float()  # many ties
+    scores[::7] = -torch.inf
+    scores[0, -1] = 9.0
+    assert likeliest(scores).equal(scores.argmax(-1))
