@@ -120,7 +120,7 @@ def generate(
         >>> import lmguide as lg
         >>> model, tokenizer = lg.bundled("sudoku")
         >>> denoiser = lg.diffusion.Denoiser(model, tokenizer=tokenizer)
-        >>> puzzle = tokenizer("1 0 0 4 0 0 2 0 0 3 0 0 2 0 0 1 |", return_tensors="pt").input_ids
+        >>> puzzle = tokenizer("1000 0002 4003 0000:", return_tensors="pt").input_ids
         >>> output = lg.diffusion.generate(denoiser, puzzle, max_new_tokens=16, guidance=lg.CFG(1.5))
         >>> output.sequences.shape[1] - puzzle.shape[1]
         16

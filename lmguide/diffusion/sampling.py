@@ -82,12 +82,13 @@ def likeliest(scores: Tensor) -> Tensor:
     """
     vocab_size = scores.shape[-1]
     if vocab_size < 2 * BLOCK or scores.device.type != "cpu":
-        return scores.argmax(-1)
+        only: Tensor = scores.argmax(-1)
+        return only
     rest = scores[:, vocab_size // BLOCK * BLOCK :]
     blocks = scores[:, : vocab_size // BLOCK * BLOCK].unflatten(1, (-1, BLOCK))
     tops = blocks.amax(-1)
     block = tops.argmax(-1, keepdim=True)
-    token = block[:, 0] * BLOCK + blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0].argmax(-1)
+    token: Tensor = block[:, 0] * BLOCK + blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0].argmax(-1)
     if not rest.shape[1]:
         return token
     last, place = rest.max(-1)
