@@ -26,6 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "where it applies": ("gates",),
     "thresholds with a promise": ("calibration",),
     "descriptions of sources": ("contexts",),
+    "descriptions of rewards": ("descriptions",),
     "descriptions of methods": ("guidance",),
     "one guided step": ("step",),
     "forward passes": ("sources",),

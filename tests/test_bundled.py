@@ -1,4 +1,4 @@
-"""The bundled model loads offline and quietly, is small, and obeys the closed form of its corpus."""
+"""The bundled models load offline and quietly and are small; tales obeys the closed form of its corpus."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 TOPICS = list(tales.TOPICS)
-BYTES = 600_000
-"""The room that one bundled model may take in the package."""
+MODELS_OF_CANVASES = ["slots", "sudoku"]
+BYTES = {("tales",): 600_000, ("slots", "sudoku"): 400_000}
+"""The room that bundled models may take together in the package."""
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +51,64 @@ def switch_bars(on: bool) -> None:
         logging.disable_progress_bar()
 
 
-@pytest.mark.usefixtures("_talkative")
-def test_loads_without_a_network_or_a_word(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> NoReturn:
         raise AssertionError("bundled() reached for the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    model, tokenizer = bundled()
+
+
+@pytest.mark.usefixtures("_talkative", "_offline")
+@pytest.mark.parametrize("name", ["tales", *MODELS_OF_CANVASES])
+def test_loads_without_a_network_or_a_word(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = bundled(name)
     assert not model.training
     assert model.dtype == torch.float32
     assert tokenizer.padding_side == "left"
     assert model.config.vocab_size == len(tokenizer)
+    assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.mask_token_id
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tales_come_when_nothing_is_asked_for() -> None:
+    model, tokenizer = bundled()
+    assert type(model).__name__ == "LlamaForCausalLM"
     ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     config = model.generation_config
     assert config is not None
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == ids
-    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", MODELS_OF_CANVASES)
+def test_models_of_canvases_name_their_mask(name: str) -> None:
+    model, tokenizer = bundled(name)
+    assert type(model).__name__ == "RobertaPreLayerNormForMaskedLM"
+    assert model.config.mask_token_id == tokenizer.mask_token_id == 1
+    assert model.dtype == torch.float32
+    # Positions are counted from behind the padding token's id, so one more than the longest canvas.
+    assert model.config.max_position_embeddings == tokenizer.model_max_length + 1
+
+
+@pytest.mark.parametrize(("name", "prompts"), [("slots", ["the sea:", "space:"]), ("sudoku", ["1000 0002 4003 0000:"])])
+def test_a_row_does_not_see_the_padding_before_it(name: str, prompts: list[str]) -> None:
+    model, tokenizer = bundled(name)
+    row = tokenizer([prompt + "<|mask|>" * 16 for prompt in prompts], return_tensors="pt")
+    padded = {key: torch.nn.functional.pad(value, (3, 0)) for key, value in row.items()}
+    assert (padded["input_ids"][:, :3] == tokenizer.pad_token_id).all()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**padded).logits[:, 3:], model(**row).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_prompts_and_answers_read_well() -> None:
+    _, tokenizer = bundled("slots")
+    text = "the sea: The sailor rowed the sad boat by the shore. The fox chased the merry nest in the glade."
+    assert len(tokenizer(text)["input_ids"]) == 22
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    _, tokenizer = bundled("sudoku")
+    ids = tokenizer("1000\n0002\n4003\n0000:")["input_ids"]
+    assert (len(ids), tokenizer.decode(ids)) == (17, "1000000240030000:")
 
 
 def test_dtype_is_respected_and_models_are_not_shared() -> None:
@@ -87,18 +129,22 @@ def test_the_progress_bars_of_transformers_stay_as_the_user_set_them(bar: bool) 
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(ValueError, match=r"expected the name of a bundled model \(tales\), got 'tails'\. Did you mean"):
-        bundled("tails")
-    with pytest.raises(ValueError, match=r"got 'gpt2'\. Choose one of 'tales'\."):
+    known = r"expected the name of a bundled model \(slots, sudoku, tales\)"
+    for wrong, right in (("tails", "tales"), ("slot", "slots"), ("suduko", "sudoku")):
+        with pytest.raises(ValueError, match=rf"{known}, got '{wrong}'\. Did you mean '{right}'\?"):
+            bundled(wrong)
+    with pytest.raises(ValueError, match=r"got 'gpt2'\. Choose one of 'slots', 'sudoku', 'tales'\."):
         bundled("gpt2")
 
 
-def test_the_files_are_small_and_name_no_machine_or_time() -> None:
-    files = [file for file in (MODELS / "tales").iterdir() if file.is_file()]
-    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "README.md"} <= {
-        file.name for file in files
-    }
-    assert sum(file.stat().st_size for file in files) <= BYTES
+@pytest.mark.parametrize("names", BYTES)
+def test_the_files_are_small_and_name_no_machine_or_time(names: tuple[str, ...]) -> None:
+    files = [file for name in names for file in (MODELS / name).iterdir() if file.is_file()]
+    expected = {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    for name in names:
+        own = {file.name for file in files if file.parent.name == name}
+        assert own == expected | ({"generation_config.json"} if name == "tales" else set())
+    assert sum(file.stat().st_size for file in files) <= BYTES[names]
     for file in files:
         if file.suffix != ".safetensors":
             text = file.read_text(encoding="utf-8")

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
-from lmguide import contexts
+from lmguide.denoisers.gemma_checks import base_model, check_input, check_method
+from lmguide.denoisers.gemma_run import Moment, Plan, Run
 from lmguide.denoisers.stats import Stats
-from lmguide.diffusion.gemma_run import Moment, Plan, Run
 from lmguide.guidance import Guidance, as_methods
+from lmguide.sources import caches
 from lmguide.sources.binding import given_negative
 
 if TYPE_CHECKING:
@@ -40,17 +41,6 @@ SEAMS = (
     "_prepare_static_cache",
 )
 """Methods of the model that the view overrides."""
-
-PROMPTS = (
-    contexts.NegativePrompt,
-    contexts.LastToken,
-    contexts.EmptyPrompt,
-    contexts.RandomPrompt,
-    contexts.ShuffledPrompt,
-    contexts.WithoutContext,
-    contexts.PromptPrefix,
-)
-"""Contexts that are the same model on another prompt."""
 
 _Model: Any = object
 
@@ -108,11 +98,9 @@ class GuidedDiffusionGemma(_Model):  # type: ignore[misc] # mixed in before the 
         call.__dict__.update(self.__dict__)
         call._run = Run(replace(plan, methods=enabled), negative) if enabled else None
         if call._run is not None:
-            _check_input(input_ids, self._plan.model)
+            check_input(input_ids, self._plan.model)
         result = super(GuidedDiffusionGemma, call).generate(input_ids, **kwargs)
-        if call._run is not None:
-            call._run.end()
-        self.stats = Stats() if call._run is None else call._run.stats
+        self.stats = Stats() if call._run is None else call._run.closed()
         return result
 
     def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> Any:
@@ -126,7 +114,8 @@ class GuidedDiffusionGemma(_Model):  # type: ignore[misc] # mixed in before the 
         if run is not None:
             ids = arguments["input_ids"]
             if arguments["is_prefill"]:
-                run.begin(ids, arguments["attention_mask"], arguments["past_key_values"])
+                cache = arguments["past_key_values"]
+                run.begin(ids, arguments["attention_mask"], cache, partial=bool(caches.length(cache)))
             else:
                 run.commit(ids[:, -arguments["canvas_length"] :])
             run.count()
@@ -201,7 +190,7 @@ def guide_gemma(
     methods = as_methods(guidance)
     model = _checked_model(model)
     for method in methods:
-        _check_method(method)
+        check_method(method)
     kind: Any = type(model)
     view: GuidedDiffusionGemma = object.__new__(_view_class(kind))
     home: Any = object.__new__(kind)
@@ -225,13 +214,7 @@ def _view_class(cls: Any) -> type[GuidedDiffusionGemma]:
 def _checked_model(model: Any) -> PreTrainedModel:
     if isinstance(model, GuidedDiffusionGemma):
         raise ValueError("model: it is already guided. Give guide_gemma() the model itself and a list of methods.")
-    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-        if any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values()):
-            raise ValueError(
-                "model: PEFT prompt learning puts vectors in front of the prompt that other prompts would not have. "
-                "Use LoRA or another adapter."
-            )
-        model = model.get_base_model()
+    model = base_model(model)
     if not isinstance(model, PreTrainedModel) or not all(hasattr(model, name) for name in SEAMS):
         raise TypeError(
             f"model: expected a DiffusionGemmaForBlockDiffusion, got {type(model).__name__}. "
@@ -244,46 +227,6 @@ def _checked_model(model: Any) -> PreTrainedModel:
             "Give guide_gemma() the model as it was loaded."
         )
     return model
-
-
-def _check_method(method: Guidance) -> None:
-    """Refuse methods whose sources DiffusionGemma cannot give."""
-    name = type(method).__name__
-    if method.is_reward:
-        raise ValueError(f"guidance: {name} adds a reward, which this view does not run. Use CFG or AdaptiveCFG.")
-    for context in method.sources().values():
-        kind = type(context).__name__
-        if isinstance(context, contexts.RemaskedCanvas):
-            if context.candidates == "prompt":
-                raise ValueError(
-                    "candidates: expected 'all' or 'generated', got 'prompt', which stands in DiffusionGemma's causal "
-                    "encoder and not on its canvas. Use TPG to disturb the prompt."
-                )
-        elif isinstance(context, contexts.MaskedPrompt):
-            raise ValueError(
-                f"guidance: {name} masks the prompt, but DiffusionGemma denoises random tokens and has no mask token. "
-                "Use CFG with its default negative prompt, or ICG for a random one."
-            )
-        elif not isinstance(context, PROMPTS):
-            raise ValueError(
-                f"guidance: {name} needs {kind}, which DiffusionGemma's canvas decoder does not have. "
-                "Use a method whose sources are prompts, such as CFG, or AdaptiveCFG."
-            )
-
-
-def _check_input(input_ids: Any, model: Any) -> None:
-    if not isinstance(input_ids, torch.Tensor) or input_ids.is_floating_point() or input_ids.ndim != 2:
-        got = list(input_ids.shape) if isinstance(input_ids, torch.Tensor) else type(input_ids).__name__
-        raise ValueError(
-            f"input_ids: expected token ids [batch, tokens], got {got}. Pass the tokenizer's input_ids as a tensor."
-        )
-    if not input_ids.shape[1]:
-        raise ValueError("input_ids: expected a prompt of at least one token, got an empty one. Start with BOS.")
-    if input_ids.device.type != model.device.type:
-        raise ValueError(
-            f"input_ids: expected ids on {model.device}, where the model is, got {input_ids.device}. "
-            "Move them with .to()."
-        )
 
 
 def _at_call(plan: Plan, guidance_scale: float | Sequence[float] | None) -> Plan:

@@ -2,6 +2,7 @@
 
 from lmguide.guidance.base import GUIDANCE, Guidance, as_methods
 from lmguide.guidance.canvas import AdaptiveCFG
+from lmguide.guidance.gedi import GeDi
 from lmguide.guidance.models import AutoGuidance, Contrastive, DExperts, ProxyTuning
 from lmguide.guidance.parsing import parse_guidance
 from lmguide.guidance.prompts import (
@@ -35,6 +36,7 @@ __all__ = [
     "DExperts",
     "DivergenceDampedCFG",
     "DoLa",
+    "GeDi",
     "Guidance",
     "PromptMixture",
     "ProxyTuning",

@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
+from lmguide.huggingface.rewards import Rewards
 from lmguide.huggingface.sources import Pending, Sources
 from lmguide.huggingface.stack import EncoderStack, Stack, first_block
 from lmguide.schedules import Progress
@@ -94,6 +95,7 @@ class Run:
         name = caches.cache_name(self.plan.model)
         cache = arguments.get(name)
         self.sources = Sources.build(self, input_ids, arguments, cache, assisted)
+        self.rewards = Rewards(self, self.sources, input_ids, arguments, assisted)
         prompts = self.batch // self.sources.expand
         self.strengths = [m.strength(prompts, self.sources.expand, input_ids.device) for m in self.plan.methods]
         self._fired = torch.zeros((), dtype=torch.long, device=input_ids.device)
@@ -136,6 +138,9 @@ class Run:
             self.stats.forwards += branch.forwards
             self.stats.nfe += branch.forwards
             self.stats.caught_up += branch.caught_up
+        for reward in self.rewards:
+            self.stats.forwards += reward.forwards
+            self.stats.nfe += reward.nfe
         self.stats.forwards += self.sources.suffix_forwards
         self.stats.nfe += self.sources.suffix_forwards
         if self.stack is not None and self._cache is not None and self._outlives():
@@ -204,6 +209,7 @@ class Run:
         generated = pending.input_ids[:, self.prompt_length :]
         scores = outputs.logits[:, -pending.scored :].float().log_softmax(-1)
         cond, *others = scores.split(self.batch)
+        self.rewards.now(pending, generated.shape[1])
         if blocks > 1:
             self._own_outputs(outputs, generated.shape[1])
             self.sources.now(pending, outputs, generated, dict(zip(self.sources.stacked, others, strict=True)))
@@ -233,8 +239,11 @@ class Run:
                     name: self.sources.scores(source)[:, place] for name, source in self.sources.wiring[index].items()
                 }
 
+            def rewards(index: int, combined: Tensor, step: int = progress.step) -> dict[str, Tensor]:
+                return self.rewards.log_rewards(index, generated[:, :step], combined)
+
             live = self._live(generated[:, : progress.step])
-            result = guided_step(cond[:, place], self.plan.methods, self.strengths, fetch, progress, live)
+            result = guided_step(cond[:, place], self.plan.methods, self.strengths, fetch, progress, live, rewards)
             applied = applied | result.open.any()
             if self.recorder is not None:
                 self.recorder(cond[:, place], result.scores, result.open, progress)
@@ -297,6 +306,7 @@ class Run:
         """Follow a beam's re-ordering in every source; returns the order of the loop's own cache."""
         for branch in self.sources.branches():
             branch.reorder(order)
+        self.rewards.reorder(order)
         blocks = self.stack.blocks if self.stack is not None else 1
         return torch.cat([order + block * self.batch for block in range(blocks)]) if blocks > 1 else order
 

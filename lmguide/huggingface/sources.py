@@ -60,7 +60,7 @@ class Sources:
         batch: Rows of the loop.
         expand: Rows of each prompt: beams, or several returned sequences.
         found: The contexts, in order; sources are known by their index here.
-        wiring: For each method, source indices by the names its rule uses.
+        wiring: For each method, source indices by the names its rule uses; none for rewards, see `Rewards`.
         stacked: Sources that may run as further rows of the conditional's own forward pass.
         suffix_forwards: Forward passes spent on suffixes.
     """
@@ -87,8 +87,9 @@ class Sources:
         sources = cls(plan.model, input_ids.shape[0], expand)
         total = run.config.max_length - run.prompt_length
         for method in plan.methods:
-            names = {}
-            for name, context in method.sources().items():
+            names: dict[str, int] = {}
+            wanted = {} if method.is_reward else method.sources()
+            for name, context in wanted.items():
                 if context not in sources.found:
                     sources.found.append(context)
                 names[name] = sources.found.index(context)
@@ -104,6 +105,7 @@ class Sources:
         expand = self.expand
         prompt, partial = _prompt(run, input_ids, arguments, cache, expand)
         builder = RowBuilder(prompt, self.batch // expand, self.model, run.plan.tokenizer, input_ids.device, partial)
+        self.builder = builder
         decoder = arguments.get("decoder_attention_mask")
         start = Rows(input_ids, torch.ones_like(input_ids) if decoder is None else decoder)
         self._branches: dict[int, Branch] = {}

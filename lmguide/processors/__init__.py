@@ -6,6 +6,7 @@ from lmguide.processors.methods import (
     CFGLogitsProcessor,
     ContrastiveLogitsProcessor,
     DoLaLogitsProcessor,
+    GeDiLogitsProcessor,
     SelectiveCFGLogitsProcessor,
     SuffixCFGLogitsProcessor,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "CanvasLogitsProcessor",
     "ContrastiveLogitsProcessor",
     "DoLaLogitsProcessor",
+    "GeDiLogitsProcessor",
     "GuidanceLogitsProcessor",
     "MaskedCFGLogitsProcessor",
     "SelectiveCFGLogitsProcessor",

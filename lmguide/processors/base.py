@@ -21,11 +21,12 @@ from lmguide.sources.branch import Branch
 from lmguide.sources.ids import Rows, pack
 from lmguide.sources.layers import candidate_layers, early_logits
 from lmguide.sources.models import fitted
+from lmguide.sources.rewards.base import Generation, TokenReward, bind_token_reward
 from lmguide.sources.rows import RowBuilder
 from lmguide.step import guided_step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -99,6 +100,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         self._branches: list[Branch] = []
         self._strengths: list[Scale] = []
         self._suffixes: dict[int, Tensor] = {}
+        self._bound: dict[int, dict[str, TokenReward]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -112,7 +114,7 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             return scores
         matched = self._match(input_ids)
         if matched is None:
-            self._begin(input_ids)
+            self._begin(input_ids, scores.shape[-1])
         valid, order = matched or (0, None)
         assert self._prompt is not None
         generated = input_ids[:, self._prompt.shape[1] :]
@@ -120,6 +122,10 @@ class GuidanceLogitsProcessor(LogitsProcessor):
             if order is not None:
                 branch.reorder(order)
             branch.rewind(valid)
+        for reward in self._rewards():
+            if order is not None:
+                reward.reorder(order)
+            reward.rewind(valid)
         self._seen = input_ids
         memo: dict[int, Tensor] = {}
 
@@ -136,10 +142,16 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         def fetch(method: int) -> dict[str, Tensor]:
             return {name: source(index) for name, index in self._wiring[method].items()}
 
+        def rewards(method: int, combined: Tensor) -> dict[str, Tensor]:
+            return {name: reward.log_rewards(generated, combined) for name, reward in self._bound[method].items()}
+
         cond = scores.float().log_softmax(-1)
-        return guided_step(
-            cond, self.methods, self._strengths, fetch, Progress(generated.shape[1], self.max_new_tokens)
-        ).scores
+        progress = Progress(generated.shape[1], self.max_new_tokens)
+        return guided_step(cond, self.methods, self._strengths, fetch, progress, rewards=rewards).scores
+
+    def _rewards(self) -> Iterator[TokenReward]:
+        for named in self._bound.values():
+            yield from named.values()
 
     def _match(self, input_ids: Tensor) -> tuple[int, Tensor | None] | None:
         """How many generated tokens stand as last seen, and which rows moved where.
@@ -160,17 +172,18 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         same = (now[:, None] == then).all(-1)
         return (shared - start, same.int().argmax(1)) if bool(same.any(1).all()) else None
 
-    def _begin(self, input_ids: Tensor) -> None:
-        """Take the ids for a prompt and bind the sources to it."""
+    def _begin(self, input_ids: Tensor, vocab_size: int) -> None:
+        """Take the ids for a prompt and bind the sources and rewards to it."""
         self._prompt = self._seen = input_ids
         batch = input_ids.shape[0]
         found: list[contexts.Context] = []
         self._wiring: list[dict[str, int]] = []
         for method in self.methods:
-            for context in method.sources().values():
+            wanted = {} if method.is_reward else method.sources()
+            for context in wanted.values():
                 if context not in found:
                     found.append(context)
-            self._wiring.append({name: found.index(context) for name, context in method.sources().items()})
+            self._wiring.append({name: found.index(context) for name, context in wanted.items()})
         prompt = pack(Rows(input_ids, self._mask(input_ids)).tokens(), input_ids.device)
         self._branches = []
         self._suffixes = {}
@@ -178,6 +191,14 @@ class GuidanceLogitsProcessor(LogitsProcessor):
         for index, context in enumerate(found):
             self._branches.append(self._branch(index, context, builder))
         self._strengths = [self._strength(method, builder) for method in self.methods]
+        generation = Generation(
+            self.model, self.tokenizer, prompt, batch, vocab_size, input_ids.device, self.max_new_tokens
+        )
+        self._bound = {
+            index: {name: bind_token_reward(context, generation) for name, context in method.sources().items()}
+            for index, method in enumerate(self.methods)
+            if method.is_reward
+        }
 
     def _branch(self, index: int, context: contexts.Context, builder: RowBuilder) -> Branch:
         batch = builder.batch

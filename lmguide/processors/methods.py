@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from lmguide.guidance import CFG, Contrastive, DoLa, SelectiveCFG, SuffixCFG
+from lmguide.guidance import CFG, Contrastive, DoLa, GeDi, SelectiveCFG, SuffixCFG
 from lmguide.processors.base import GuidanceLogitsProcessor
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -135,6 +137,34 @@ class DoLaLogitsProcessor(GuidanceLogitsProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, DoLa(layers, scale, plausibility), **kwargs)
+
+
+class GeDiLogitsProcessor(GuidanceLogitsProcessor):
+    """`GeDi` as a processor.
+
+    Args:
+        model: The model being decoded.
+        guide: As in `GeDi`.
+        code: As in `GeDi`.
+        codes: As in `GeDi`.
+        omega: As in `GeDi`.
+        tokenizer: The tokenizer of the model being decoded.
+        settings: Other arguments of `GeDi`, such as `{"form": "normalized", "filter_p": 0.8, "target_p": 0.8}`.
+        **kwargs: As in `GuidanceLogitsProcessor`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        guide: PreTrainedModel | str,
+        code: str | tuple[int, ...],
+        codes: tuple[str | tuple[int, ...], ...] | None = None,
+        omega: float | tuple[float, ...] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        settings: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, GeDi(guide, code, codes, omega, **settings or {}), tokenizer, **kwargs)
 
 
 def _split(negative_prompt: Prompt | Context | Tensor | None) -> tuple[Any, Any]:

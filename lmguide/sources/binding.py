@@ -43,14 +43,18 @@ def bind(
             | contexts.ClassifierGradient()
             | contexts.SampledCanvases()
         ):
-            raise ValueError(
-                f"{type(context).__name__}: expected a model that denoises a canvas, got "
-                f"{type(builder.model).__name__}, which writes from left to right. Use lmguide.diffusion.generate, or "
-                "another negative prompt."
-            )
+            raise ValueError(canvas_only(context, builder.model))
         case contexts.NegativePrompt() if negative is not None:
             return builder.model, builder.negative(**negative)
     return builder.model, builder(context)
+
+
+def canvas_only(context: contexts.Context, model: PreTrainedModel) -> str:
+    """What to tell who gives a context of canvases to a model that has none."""
+    return (
+        f"{type(context).__name__}: expected a model that denoises a canvas, got {type(model).__name__}, which writes "
+        "from left to right. Use lmguide.diffusion.generate, or another negative prompt."
+    )
 
 
 def given_negative(

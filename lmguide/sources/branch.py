@@ -72,12 +72,13 @@ class Branch:
         self.caught_up = 0
         self._order: Tensor | None = None
 
-    def logits(self, generated: Tensor, keep: int = 1) -> Tensor:
+    def logits(self, generated: Tensor, keep: int = 1, mask: Tensor | None = None) -> Tensor:
         """Logits for what follows each of the last `keep` prefixes of the answer.
 
         Args:
             generated: The answer so far, `[B, G]`, drafts included.
             keep: Prefixes to score, from all of `generated` backwards.
+            mask: `[B, G]`, 0 on tokens that the model is not to see; `None` shows all of them.
 
         Returns:
             Logits `[B, keep, V]`.
@@ -89,7 +90,7 @@ class Branch:
                 caches.expand(self.cache, torch.zeros(self.batch, dtype=torch.long, device=generated.device))
         else:
             self._settle()
-            logits = self._forward(self.rows.repeat(self.batch) if shared else self.rows, generated, keep)
+            logits = self._forward(self.rows.repeat(self.batch) if shared else self.rows, generated, keep, mask)
         if shared:
             self.rows = self.rows.repeat(self.batch)
         return logits
@@ -114,14 +115,18 @@ class Branch:
             caches.crop(self.cache, rejected)
             self.consumed -= rejected
         else:  # recurrent states, or a window that has slid past what it would need: the context is run again
-            self.cache = self._order = None
+            self.restart()
 
     def _settle(self) -> None:
         if self.cache is not None and self._order is not None:
             caches.expand(self.cache, self._order)
             self._order = None
 
-    def _forward(self, rows: Rows, generated: Tensor, keep: int) -> Tensor:
+    def restart(self) -> None:
+        """Forget the context: it is run again when scores are wanted."""
+        self.cache = self._order = None
+
+    def _forward(self, rows: Rows, generated: Tensor, keep: int, mask: Tensor | None = None) -> Tensor:
         first = self.cache is None
         if first and self.use_cache:
             self.cache = caches.new_cache(self.model)
@@ -129,7 +134,7 @@ class Branch:
             if self.cache is not None and self.record_past:
                 self.cache.activate_past_recording()
         ids = torch.cat([rows.ids, generated], 1)
-        mask = torch.cat([rows.mask, torch.ones_like(generated)], 1)
+        mask = torch.cat([rows.mask, torch.ones_like(generated) if mask is None else mask], 1)
         fresh = None if first or self.cache is None else generated.shape[1] - self.consumed
         outputs = forward(self.model, ids, mask, self.cache, fresh, keep, self.extra)
         self.forwards += passes(self.model, fresh)

@@ -27,29 +27,52 @@ def resolve(context: OtherModel, model: PreTrainedModel, tokenizer: PreTrainedTo
         ValueError: The vocabularies differ; the first differing token is named.
         TypeError: The context holds something that is no model.
     """
-    other: Any = context.model
-    other_tokenizer = context.tokenizer
-    if isinstance(other, str):
-        other, loaded = _load(other, model.config.is_encoder_decoder, model.dtype)
-        other = other.to(model.device)
-        other_tokenizer = other_tokenizer or loaded
-    if not hasattr(other, "generation_config") or not callable(other):
-        raise TypeError(
-            f"model: expected a transformers model or its name, got {type(other).__name__}. "
-            "Load it with from_pretrained."
-        )
+    other, tokenizer_of_other = opened(context.model, context.tokenizer, model, model.config.is_encoder_decoder)
     if other.config.is_encoder_decoder != model.config.is_encoder_decoder:
         raise ValueError(
             "model: expected the same kind of model, but one is an encoder-decoder and the other is not. "
             "Use two of one kind."
         )
-    if other.device != model.device:
-        raise ValueError(
-            f"model: expected it on {model.device} like the guided one, got {other.device}. Move it with .to()."
+    check_vocabulary(model, tokenizer, other, tokenizer_of_other)
+    return other
+
+
+def opened(
+    given: PreTrainedModel | str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    like: PreTrainedModel,
+    encoder_decoder: bool,
+    argument: str = "model",
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """A model and its tokenizer, loaded where it is a name, and on the device of another model.
+
+    Args:
+        given: The model, or its name or path.
+        tokenizer: Its tokenizer, if known; loaded with the model where that is a name.
+        like: The model beside which it runs: it gives the device, and the dtype of what is loaded.
+        encoder_decoder: Of which kind a model is loaded.
+        argument: The name to use in errors.
+
+    Raises:
+        ValueError: It is on another device.
+        TypeError: It is no model.
+    """
+    other: Any = given
+    if isinstance(other, str):
+        other, loaded = _load(other, encoder_decoder, like.dtype)
+        other = other.to(like.device)
+        tokenizer = tokenizer or loaded
+    if not hasattr(other, "generation_config") or not callable(other):
+        raise TypeError(
+            f"{argument}: expected a transformers model or its name, got {type(other).__name__}. "
+            "Load it with from_pretrained."
         )
-    check_vocabulary(model, tokenizer, other, other_tokenizer)
+    if other.device != like.device:
+        raise ValueError(
+            f"{argument}: expected it on {like.device} like the guided one, got {other.device}. Move it with .to()."
+        )
     checked: PreTrainedModel = other
-    return checked
+    return checked, tokenizer
 
 
 def check_vocabulary(
@@ -57,10 +80,11 @@ def check_vocabulary(
     tokenizer: PreTrainedTokenizerBase | None,
     other: Any,
     other_tokenizer: PreTrainedTokenizerBase | None,
+    argument: str = "model",
 ) -> None:
     """Refuse a model whose token ids mean something else.
 
-    With both tokenizers every token is compared; otherwise only the sizes can be.
+    With both tokenizers every token is compared; otherwise only the sizes can be. Errors begin with `argument`.
 
     Raises:
         ValueError: They differ.
@@ -70,15 +94,15 @@ def check_vocabulary(
         for index in sorted(mine.keys() | theirs.keys()):
             if mine.get(index) != theirs.get(index):
                 raise ValueError(
-                    f"model: expected the same vocabulary, but token {index} is {mine.get(index)!r} in the guided "
+                    f"{argument}: expected the same vocabulary, but token {index} is {mine.get(index)!r} in the guided "
                     f"model and {theirs.get(index)!r} in the other. Use a model of the same family."
                 )
         return
     sizes = [_vocab_size(m.config) for m in (model, other)]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"model: expected the same vocabulary size, {sizes[0]}, got {sizes[1]}. If the tokenizers agree and only "
-            "the padding of the embedding differs, pass both tokenizers so that this can be checked."
+            f"{argument}: expected the same vocabulary size, {sizes[0]}, got {sizes[1]}. If the tokenizers agree and "
+            "only the padding of the embedding differs, pass both tokenizers so that this can be checked."
         )
 
 

@@ -1,122 +1,39 @@
-"""Trains the small autoregressive model on the tales corpus, seeded and resumable to the last bit."""
+"""The recipe of the small autoregressive model on the tales corpus."""
 
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import trange
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lmguide.training import tales
-from lmguide.training.checkpoint import load_checkpoint, save_checkpoint
-from lmguide.training.tokenizer import train_tokenizer, wrap
+from lmguide.training.tokenizer import train_tokenizer
+from lmguide.training.trainer import IGNORED_LABEL, Recipe, Settings
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from transformers import PreTrainedTokenizerFast
-
-CHECKPOINT = "checkpoint.pt"
 TOKENIZER_DOCUMENTS = 8000
 """Documents the tokenizer learns from."""
-IGNORED_LABEL = -100
-"""The label that the loss of transformers leaves out."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What determines the trained weights.
+class LanguageSettings(Settings):
+    """What determines the trained weights of a language model.
 
     Attributes:
-        steps: Optimiser steps. With few, on-topic shares lag behind the closed form although the loss looks done.
-        batch_size: Documents a step.
-        learning_rate: Peak of the one-cycle schedule.
-        null_share: Share of documents whose prompt names no topic; without them there is no null law to guide by.
-        hidden_size: Width of the model.
-        layers: Blocks of the model.
         vocab_size: Tokens of the byte-level BPE.
-        max_length: Longest sequence in tokens; a document has about 65 and at most about 100.
-        seed: Seed of the weights and of every document.
     """
 
-    steps: int = 2500
-    batch_size: int = 32
-    learning_rate: float = 6e-3
-    null_share: float = 0.2
-    hidden_size: int = 96
-    layers: int = 2
     vocab_size: int = 512
-    max_length: int = 256
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"expected at least one step and one document a step, got steps={self.steps} and "
-                f"batch_size={self.batch_size}. Give positive numbers."
-            )
-        if not 0 < self.null_share < 1:
-            raise ValueError(f"expected null_share between 0 and 1, got {self.null_share}. 0.2 works well.")
 
 
-def train(
-    settings: Settings,
-    out: str | os.PathLike[str],
-    *,
-    resume: bool = False,
-    checkpoint_every: int = 250,
-    should_stop: Callable[[], bool] = lambda: False,
-    progress: bool = True,
-) -> bool:
-    """Train the model and save it in `out` in float16, ready for `from_pretrained`.
-
-    The documents of step n depend on the seed and n alone and the model has no dropout, so weights, optimiser,
-    schedule and step are the whole state: a resumed run ends in the same bits as an uninterrupted one (on the same
-    machine, with the same number of threads).
-
-    Args:
-        settings: What determines the weights.
-        out: Folder for the result, made if it is missing. Holds the checkpoint until training has finished.
-        resume: Continue from the checkpoint in `out`.
-        checkpoint_every: Steps between checkpoints.
-        should_stop: Asked before each step; True saves a checkpoint and returns.
-        progress: Show a progress bar.
-
-    Returns:
-        True when training has finished, False when it was stopped.
-
-    Raises:
-        ValueError: If `resume` is given without a checkpoint or with other settings than its own, or if it is not
-            given although there is a checkpoint that a new run would overwrite.
-    """
-    folder = Path(out)
-    checkpoint = folder / CHECKPOINT
-    if not resume and checkpoint.exists():
-        raise ValueError(f"expected no unfinished run, got {checkpoint}. Resume that run or delete the file.")
-    run = _Run.resumed(settings, checkpoint) if resume else _Run(settings, make_tokenizer(settings))
-    folder.mkdir(parents=True, exist_ok=True)
-    first = run.step
-    with trange(first, settings.steps, initial=first, total=settings.steps, disable=not progress) as steps:
-        for _ in steps:
-            if should_stop():
-                save_checkpoint(run.state(), checkpoint)
-                return False
-            steps.set_postfix(loss=f"{run.advance():.3f}", refresh=False)
-            if run.step % checkpoint_every == 0:
-                save_checkpoint(run.state(), checkpoint)
-    _export(run, folder)
-    checkpoint.unlink(missing_ok=True)
-    return True
-
-
-def make_tokenizer(settings: Settings) -> PreTrainedTokenizerFast:
+def make_tokenizer(settings: LanguageSettings) -> PreTrainedTokenizerFast:
     """Return the tokenizer, trained on documents of its own.
 
     Every agent word becomes one token, so a sentence's topic is settled in one step. Were it settled over several,
@@ -129,8 +46,8 @@ def make_tokenizer(settings: Settings) -> PreTrainedTokenizerFast:
     return train_tokenizer(documents + agents * TOKENIZER_DOCUMENTS, settings.vocab_size, settings.max_length)
 
 
-def make_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Return the untrained model; leaves the global random state as it was."""
+def make_model(settings: LanguageSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Return the untrained model."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
@@ -143,12 +60,10 @@ def make_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> LlamaF
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)
 
 
-def make_batch(settings: Settings, tokenizer: PreTrainedTokenizerFast, step: int) -> dict[str, torch.Tensor]:
+def make_batch(settings: Settings, tokenizer: PreTrainedTokenizerFast, step: int) -> dict[str, Tensor]:
     """Return the documents of one step, padded on the right, as `input_ids` and `labels` [batch, length].
 
     Only the tale is learnt, not its prompt: otherwise `<|bos|>` alone would announce a prompt, and as a null context
@@ -175,75 +90,25 @@ def _document(rng: random.Random, null_share: float, tokenizer: PreTrainedTokeni
     return prompt_ids, [*tale_ids, tokenizer.eos_token_id]
 
 
-class _Run:
-    """A training run after `step` steps."""
-
-    def __init__(self, settings: Settings, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.settings = settings
-        self.tokenizer = tokenizer
-        self.step = 0
-        self.model = make_model(settings, tokenizer).train()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-        )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, settings.learning_rate, total_steps=settings.steps, pct_start=0.08
-        )
-
-    @classmethod
-    def resumed(cls, settings: Settings, checkpoint: Path) -> _Run:
-        if not checkpoint.exists():
-            raise ValueError(f"expected a checkpoint to resume, got no file {checkpoint}. Start a new run instead.")
-        state = load_checkpoint(checkpoint)
-        now = asdict(settings)
-        if changed := [
-            f"{name} {was} then, {now[name]} now" for name, was in state["settings"].items() if was != now[name]
-        ]:
-            raise ValueError(
-                f"expected the settings of the checkpoint, got others ({'; '.join(changed)}). "
-                "Resume with the settings of the first run."
-            )
-        run = cls(settings, wrap(Tokenizer.from_str(state["tokenizer"]), settings.max_length))
-        run.step = state["step"]
-        run.model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        run.schedule.load_state_dict(state["schedule"])
-        return run
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "settings": asdict(self.settings),
-            "step": self.step,
-            "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
-
-    def advance(self) -> float:
-        """Take one step and return its loss in nats per token."""
-        loss = self.model(**make_batch(self.settings, self.tokenizer, self.step)).loss
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.step += 1
-        return float(loss.detach())
+def _loss(settings: Settings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, step: int) -> Tensor:
+    loss: Tensor = model(**make_batch(settings, tokenizer, step)).loss
+    return loss
 
 
-_NOTICE = """\
-# tales
-
-A Llama of {parameters:,} parameters (float16) for demonstrations and tests; its text is of no other use.
-Trained on the synthetic corpus of `lmguide/training/tales.py`, our own work with no third-party text.
-Licence: Apache-2.0, as the rest of the package.
-Made by: `python -m lmguide.training --out DIR --steps {steps} --seed {seed}`
-"""
-
-
-def _export(run: _Run, folder: Path) -> None:
-    notice = _NOTICE.format(parameters=run.model.num_parameters(), steps=run.settings.steps, seed=run.settings.seed)
-    run.model.half().save_pretrained(folder)
-    run.tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(notice, encoding="utf-8")
+TALES = Recipe(
+    name="tales",
+    settings=LanguageSettings(
+        steps=2500,  # with few, on-topic shares lag behind the closed form although the loss looks done
+        batch_size=32,
+        learning_rate=6e-3,
+        null_share=0.2,
+        hidden_size=96,
+        layers=2,
+        max_length=256,  # a document has about 65 tokens and at most about 100
+    ),
+    make_tokenizer=make_tokenizer,
+    make_model=make_model,
+    loss=_loss,
+    about="A Llama of {parameters} parameters (float16) for demonstrations and tests; its text is of no other use.",
+    corpus="lmguide/training/tales.py",
+)

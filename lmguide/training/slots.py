@@ -23,7 +23,7 @@ ANSWER_LENGTH = SENTENCES * SENTENCE_LENGTH
 """Tokens of an answer."""
 PROMPT_LENGTH = 2
 """Tokens of a prompt: the topic and the colon."""
-TOKEN = "|".join(map(re.escape, TOPICS)) + r"|<\|\w+\|>|\w+|[^\w\s]"
+TOKEN = rf"(?:{'|'.join(TOPICS)})\b|<\|\w+\|>|\w+|[^\w\s]"
 """The pattern of one token: a topic's name as a whole, a special token, a word or a sign."""
 
 ADJECTIVES = tuple(word for mood in MOODS.values() for word in mood.adjectives)
@@ -55,8 +55,8 @@ def answer(rng: random.Random, topic: str | None = None) -> str:
 
     Example:
         >>> import random
-        >>> answer(random.Random(0), "the sea")
-        'The astronaut docked the lonely moon outside the station. The gull rowed the merry wave on the deck.'
+        >>> answer(random.Random(1), "the sea")
+        'The sailor netted the grey net near the lighthouse. The grandmother tasted the grey bread at the stove.'
     """
     law = topic_law(topic)
     return " ".join(_sentence(rng, drawn) for drawn in rng.choices(list(law), list(law.values()), k=SENTENCES))
@@ -88,7 +88,7 @@ def score(text: str, topic: str) -> TaleScore:
     tokens = re.findall(TOKEN, text)
     if len(tokens) != ANSWER_LENGTH:
         raise ValueError(
-            f"text: expected an answer of {ANSWER_LENGTH} tokens, got {len(tokens)}. Leave the prompt out, keep the rest."
+            f"text: expected an answer of {ANSWER_LENGTH} tokens, got {len(tokens)}. Leave out the prompt alone."
         )
     sentences = (tokens[start : start + SENTENCE_LENGTH] for start in range(0, ANSWER_LENGTH, SENTENCE_LENGTH))
     return sum((tales.score_sentence(" ".join(slots).replace(" .", "."), topic) for slots in sentences), TaleScore())

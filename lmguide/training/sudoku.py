@@ -19,6 +19,12 @@ DIGITS = "1234"
 EMPTY = "0"
 CLUES = range(4, 13)
 """How many clues a puzzle of the corpus may have; fewer than four never settle the grid."""
+PROMPT_LENGTH = CELLS + 1
+"""Tokens of a prompt: the cells and the colon."""
+VOCABULARY = (EMPTY, *DIGITS, ":")
+"""Every token of the corpus, special tokens aside."""
+TOKEN = r"\S"
+"""The pattern of one token: whatever is no whitespace."""
 
 
 @lru_cache(maxsize=1)
@@ -30,14 +36,14 @@ def grids() -> tuple[str, ...]:
         (288, '1234341221434321')
     """
     lines = list(permutations(DIGITS))
-    # Two rows whose boxes hold four different digits; a grid is two such bands whose columns do as well.
-    bands = [
-        top + low
-        for top, low in product(lines, lines)
-        if len({*top[:2], *low[:2]}) == len({*top[2:], *low[2:]}) == SIDE
-    ]
-    pairs = (first + second for first, second in product(bands, bands))
-    return tuple("".join(grid) for grid in pairs if all(len(set(grid[column::SIDE])) == SIDE for column in range(SIDE)))
+    # Two rows are a band if its two boxes hold every digit; two bands are a grid if its columns do.
+    bands = [upper + lower for upper, lower in product(lines, lines) if _boxes_are_whole(upper, lower)]
+    joined = (upper + lower for upper, lower in product(bands, bands))
+    return tuple("".join(grid) for grid in joined if all(len({*grid[column::SIDE]}) == SIDE for column in range(SIDE)))
+
+
+def _boxes_are_whole(upper: tuple[str, ...], lower: tuple[str, ...]) -> bool:
+    return all(len({*upper[half], *lower[half]}) == SIDE for half in (slice(2), slice(2, SIDE)))
 
 
 def cells(text: str) -> str:
@@ -86,25 +92,36 @@ def is_held_out(puzzle: str) -> bool:
     return hashlib.sha256(cells(puzzle).encode()).digest()[0] >= 128
 
 
-def puzzle(rng: random.Random, clues: int, *, held_out: bool) -> tuple[str, str]:
-    """Return a puzzle with `clues` cells of a random grid, and that grid.
+def draw(rng: random.Random, clues: int, *, held_out: bool, proper: bool = False) -> tuple[str, str]:
+    """Return a puzzle, made of `clues` cells of a random grid, and that grid.
 
     Args:
         rng: The source of all randomness.
-        clues: Filled cells, from 0 to 16.
+        clues: Filled cells, from 1 to 15.
         held_out: Draw among the puzzles that training leaves out, or among those it may see.
+        proper: Draw among the puzzles that have a single solution, for which four clues are the least. The puzzles of
+            training need not be proper.
 
     Raises:
         ValueError: If the number of clues is out of range.
+
+    Example:
+        >>> import random
+        >>> puzzle, solution = draw(random.Random(0), 6, held_out=True, proper=True)
+        >>> is_held_out(puzzle), completions(puzzle) == [solution]
+        (True, True)
     """
-    if not 0 < clues < CELLS:
-        raise ValueError(f"clues: expected 1 to {CELLS - 1}, got {clues}. The corpus has {CLUES[0]} to {CLUES[-1]}.")
+    least = 4 if proper else 1
+    if not least <= clues < CELLS:
+        raise ValueError(
+            f"clues: expected {least} to {CELLS - 1}, got {clues}. The corpus has {CLUES[0]} to {CLUES[-1]}."
+        )
     while True:
-        grid = rng.choice(grids())
+        solution = rng.choice(grids())
         kept = set(rng.sample(range(CELLS), clues))
-        drawn = "".join(digit if place in kept else EMPTY for place, digit in enumerate(grid))
-        if is_held_out(drawn) == held_out:
-            return drawn, grid
+        puzzle = "".join(digit if place in kept else EMPTY for place, digit in enumerate(solution))
+        if is_held_out(puzzle) == held_out and not (proper and len(completions(puzzle)) > 1):
+            return puzzle, solution
 
 
 def prompt(puzzle: str) -> str:

@@ -256,6 +256,7 @@ def score(text: str, topic: str) -> TaleScore:
 
 
 def score_sentence(text: str, topic: str) -> TaleScore:
+    """Return the counts of a single sentence, whatever stands in it; see `score`."""
     words = re.findall(r"[a-z]+", text.lower())
     agents = [_AGENT_TOPIC[word] for word in words if word in _AGENT_TOPIC]
     topics = {_WORD_TOPIC[word] for word in words if word in _WORD_TOPIC}

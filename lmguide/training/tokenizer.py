@@ -1,10 +1,10 @@
-"""The byte-level tokenizer of the bundled models. Knows the corpus only as strings."""
+"""The tokenizers of the bundled models: one of bytes, one of whole words. Knows the corpora only as strings."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
     """Return a byte-level BPE tokenizer that puts `<|bos|>` first and pads on the left.
 
     All 256 bytes are tokens, so every text survives encoding and decoding unchanged and character-level constraints
-    can be met; `<|mask|>` is there for the diffusion models that share the vocabulary.
+    can be met.
 
     Args:
         texts: The corpus to learn merges from.
@@ -41,19 +41,42 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
-    return wrap(core, max_length)
-
-
-def wrap(core: Tokenizer, max_length: int) -> PreTrainedTokenizerFast:
-    """Return the transformers tokenizer around a trained `core`."""
     bos = SPECIAL_TOKENS["bos_token"]
     core.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, core.token_to_id(bos))]
     )
+    return _wrap(core, max_length, SPECIAL_TOKENS)
+
+
+def word_tokenizer(
+    vocabulary: Iterable[str], token: str, max_length: int, *, spaced: bool = True
+) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of whole words that puts nothing in front and pads on the left.
+
+    `<|pad|>` and `<|mask|>` are its only special tokens, 0 and 1; the vocabulary follows in its order. There is no
+    token for unknown words: `tokenizer("...")` raises on one, where a model that never saw it could only guess.
+
+    Args:
+        vocabulary: All other tokens.
+        token: Regular expression of one token. What it leaves over, such as whitespace, is dropped.
+        max_length: The longest sequence the model is trained for, in tokens.
+        spaced: Decode with a space before each token that is no full stop or colon; or with no spaces at all.
+    """
+    special = {kind: SPECIAL_TOKENS[kind] for kind in ("pad_token", "mask_token")}
+    ids = {word: index for index, word in enumerate(dict.fromkeys([*special.values(), *vocabulary]))}
+    core = Tokenizer(models.WordLevel(ids))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(token), behavior="removed", invert=True)
+    # The decoder of WordPiece writes spaces and takes that before a full stop away; no token begins with its prefix.
+    words = decoders.Sequence([decoders.WordPiece(prefix="##", cleanup=True), decoders.Replace(" :", ":")])
+    core.decoder = words if spaced else decoders.Fuse()
+    return _wrap(core, max_length, special)
+
+
+def _wrap(core: Tokenizer, max_length: int, special: dict[str, str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         model_max_length=max_length,
         padding_side="left",
         clean_up_tokenization_spaces=False,
-        **SPECIAL_TOKENS,
+        **special,
     )

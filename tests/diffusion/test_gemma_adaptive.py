@@ -10,8 +10,8 @@ import torch
 
 import lmguide as lg
 from lmguide.contexts import RemaskedCanvas
+from lmguide.denoisers.gemma_branches import Block, renoised
 from lmguide.diffusion.gemma import guide_gemma
-from lmguide.diffusion.gemma_branches import Block, renoised
 from tests.diffusion.gemma import BOS, CANVAS, STEPS, VOCAB, Reference, answer, laws, model, rows
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from lmguide.diffusion import gemma_branches as branches
-from lmguide.diffusion.gemma_branches import Block, Prefix, PromptSource
+from lmguide.denoisers import gemma_branches as branches
+from lmguide.denoisers.gemma_branches import Block, Prefix, PromptSource
+from lmguide.denoisers.stats import Stats
 from lmguide.sources.ids import Rows
 from tests.diffusion.gemma import BOS, CANVAS, MASK, PROMPTS, VOCAB, laws, model, rows
 
@@ -24,7 +25,8 @@ TOLERANCE = 2e-6
 
 def source(ids: torch.Tensor, mask: torch.Tensor, cache: Any = None) -> PromptSource:
     batch = PROMPTS.shape[0]
-    return PromptSource(model(), Rows(ids, mask), batch, branches.dynamic_cache(model()) if cache is None else cache)
+    cache = branches.dynamic_cache(model()) if cache is None else cache
+    return PromptSource(model(), Rows(ids, mask), batch, cache, Stats())
 
 
 def decoded(reading: branches.Reading, blocks: list[Block]) -> torch.Tensor:
@@ -78,7 +80,7 @@ def test_a_source_encodes_late_what_it_would_have_encoded_early() -> None:
     expected = laws(ids, torch.ones_like(ids), canvas, None)
     logits = decoded(branches.reading(model(), late.prefix()), [Block(canvas, None)])
     torch.testing.assert_close(logits, expected, rtol=0, atol=TOLERANCE)
-    assert late.forwards == 1
+    assert late.stats.forwards == 1
 
 
 @torch.no_grad()

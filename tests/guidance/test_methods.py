@@ -46,6 +46,22 @@ METHODS: list[Guidance] = [
     lg.AdaptiveCFG(2.5, 0.5, "generated", "entropy", "previous", **EVERY),
     ClassifierGuidance("some/classifier", (1, 0), 2.0, 5.0, **EVERY),
     RewardedSamples("some.module:reward", (0.5, 1.5), 8, 0.1, "pick", 7, **EVERY),
+    lg.GeDi(
+        "some/guide",
+        (4,),
+        ((4,), "grim"),
+        (1.0, 2.0),
+        "normalized",
+        2.0,
+        (0.5, 0.0),
+        2.0,
+        (0.25, 0.75),
+        "sea",
+        0.8,
+        0.9,
+        True,
+        **EVERY,
+    ),
 ]
 NAMED = {type(method).name: method for method in METHODS}
 
@@ -89,6 +105,8 @@ def test_defaults_come_back_too(name: str) -> None:
         required["label"] = 1  # type: ignore[assignment]
     if name == "rewarded_samples":
         required["reward"] = "some.module:reward"
+    if name == "gedi":
+        required["codes"] = ["some/model", "grim"]  # type: ignore[assignment]
     method = Guidance.from_dict({"name": name, **required})
     assert Guidance.from_dict(method.to_dict()) == method
     assert method.enabled
@@ -144,7 +162,7 @@ def test_every_context_goes_to_json_inside_a_mixture() -> None:
         "masked_prompt": lg.MaskedPrompt(),
         "remasked_canvas": lg.RemaskedCanvas(0.5, "prompt", "entropy", "previous"),
     }
-    made_by_their_methods = {"early_layers", "classifier_gradient", "sampled_canvases"}
+    made_by_their_methods = {"early_layers", "classifier_gradient", "sampled_canvases", "class_posterior"}
     assert set(contexts) == set(CONTEXTS.names()) - made_by_their_methods
     method = lg.PromptMixture(tuple(contexts.values()), (0.1,) * len(contexts))
     assert Guidance.from_json(method.to_json()) == method

@@ -11,7 +11,8 @@ import torch
 
 import lmguide as lg
 from lmguide import rules
-from tests.families import VOCAB, text, tiny
+from tests.families import ENCODER_DECODERS, VOCAB, text, tiny
+from tests.gedi import kept, log_posterior
 from tests.huggingface.reference import Law, View, next_token, thinned
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ NEW = 8
 PASSAGE = (11, 12, 13)
 """Tokens that every prompt of the matrix contains, for the method that takes a passage out."""
 SUFFIX = (33, 90, 7)
+CLASSES = ((40,), (41, 42))
+"""Control codes of the guide that judges for GeDi."""
+UNLIKELY = -9.0
+"""Bias of the wanted class: where it is all but certain there is nothing to guide."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,15 @@ class Setting:
     @property
     def amateur(self) -> Model:
         return tiny(self.family, 2)
+
+    @property
+    def judge(self) -> Model:
+        """A causal model of the same vocabulary."""
+        return tiny("gpt2" if self.family in ENCODER_DECODERS else self.family, 3)
+
+    def written(self, prompt: Sequence[int]) -> Sequence[int]:
+        """What of a prompt belongs to the text that is written: an encoder's is another text."""
+        return [] if self.family in ENCODER_DECODERS else prompt
 
     @property
     def negative(self) -> Any:
@@ -122,6 +136,15 @@ def _dola(c: Tensor, early: Sequence[Tensor]) -> Tensor:
         return (_kl(c, middle) + _kl(layer, middle)) / 2
 
     return _plausible(c - max(early, key=divergence), c, 0.1)
+
+
+def _posterior(s: Setting, v: View, mean_over: float | None = None) -> Tensor:
+    text = [*s.written(v.prompt), *v.answer]
+    return log_posterior(s.judge, text, CLASSES, 0, mean_over=mean_over, added=(UNLIKELY, 0)).float()
+
+
+def _best(scores: Tensor, posterior: Tensor) -> Tensor:
+    return scores.masked_fill(~kept(scores, posterior, 0.8, 0.6), -torch.inf)
 
 
 def _random(setting: Setting, view: View) -> list[int]:
@@ -239,6 +262,23 @@ METHODS: dict[str, tuple[Make, Score]] = {
     "s2": (
         lambda s: lg.S2Guidance(SCALE, s.negative, omega=0.5, fraction=0.5),
         lambda s, c, v: _mix(v.on(v.negative), c, SCALE) - 0.5 * (v.of(s.thinned) - c),
+    ),
+    "gedi": (
+        lambda s: lg.GeDi(s.judge, CLASSES[0], CLASSES, SCALE, class_bias=UNLIKELY),
+        lambda s, c, v: c + SCALE * _posterior(s, v),
+    ),
+    "gedi, as published": (
+        lambda s: lg.GeDi(
+            s.judge, CLASSES[0], CLASSES, form="normalized", class_bias=UNLIKELY, filter_p=0.8, target_p=0.6
+        ),
+        lambda s, c, v: _best(c + 30 * _posterior(s, v, 1.0), _posterior(s, v, 1.0)),
+    ),
+    "gedi and cfg": (
+        lambda s: [
+            lg.GeDi(s.judge, CLASSES[0], CLASSES, SCALE, class_bias=UNLIKELY, gate=lg.Period(2)),
+            lg.CFG(SCALE, s.negative),
+        ],
+        lambda s, c, v: _mix(v.on(v.negative), c, SCALE) + SCALE * _posterior(s, v) * (len(v.answer) % 2 == 0),
     ),
     "two methods": (
         lambda s: [lg.CFG(SCALE, s.negative), lg.DExperts(s.expert, s.amateur, 0.7)],

@@ -96,10 +96,11 @@ transformers does not draft what top-k has removed."""
 # Which cells of family x mode x method run. Llama runs every mode with the main methods and every method in the modes
 # that fetch sources differently; GPT-2, for its absolute positions, every mode with plain guidance; every other family
 # the modes that handle its cache differently. What is left out would run the same code again.
-EVERY_MODE = {"llama": ("cfg", "selective", "suffix, selective"), "gpt2": ("cfg",)}
+EVERY_MODE = {"llama": ("cfg", "selective", "suffix, selective", "gedi"), "gpt2": ("cfg",)}
 MAIN_METHODS = {
     "cfg": ("ragged", "sampling", "beams", "static cache", "no cache", "prompt lookup"),
     "selective": ("ragged", "beams", "static cache", "prompt lookup"),
+    "gedi": ("ragged", "beams"),
     "suffix, selective": ("ragged", "beams", "static cache", "prompt lookup"),
 }
 METHOD_MODES = ("ragged", "beams", "prompt lookup")

@@ -1,4 +1,4 @@
-"""The tokenizer keeps every text unchanged and is the same on every run."""
+"""The byte tokenizer keeps every text, the word tokenizer every word; both are the same on every run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tokenizers import pre_tokenizers
 
-from lmguide.training.tokenizer import train_tokenizer
+from lmguide.training.tokenizer import train_tokenizer, word_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -71,3 +71,45 @@ def test_training_is_deterministic() -> None:
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match="expected vocab_size of at least 260, got 259"):
         train_tokenizer(TEXTS, 259, 64)
+
+
+@pytest.fixture(scope="module")
+def words() -> PreTrainedTokenizerFast:
+    return word_tokenizer(["the sea", "fox", "A", ":", "."], r"the sea\b|\w+|[^\w\s]", 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "decoded"),
+    [
+        ("the sea: A fox.", ["the sea", ":", "A", "fox", "."], "the sea: A fox."),
+        ("  the sea\n:A  fox .", ["the sea", ":", "A", "fox", "."], "the sea: A fox."),
+        ("<|mask|><|mask|> fox <|mask|>.", ["<|mask|>", "<|mask|>", "fox", "<|mask|>", "."], None),
+        ("", [], ""),
+    ],
+)
+def test_words_are_tokens(words: PreTrainedTokenizerFast, text: str, tokens: list[str], decoded: str | None) -> None:
+    ids = words(text)["input_ids"]
+    assert words.convert_ids_to_tokens(ids) == tokens
+    assert words.decode(ids) == ("<|mask|> <|mask|> fox <|mask|>." if decoded is None else decoded)
+
+
+def test_masks_can_be_left_out_of_a_text(words: PreTrainedTokenizerFast) -> None:
+    assert words.decode(words("A <|mask|> fox.")["input_ids"], skip_special_tokens=True) == "A fox."
+
+
+@pytest.mark.parametrize("text", ["the lake", "a fox", "the", "fox, fox", "the seaside"])
+def test_an_unknown_word_is_refused(words: PreTrainedTokenizerFast, text: str) -> None:
+    with pytest.raises(Exception, match="Missing .UNK. token from the vocabulary"):
+        words(text)
+
+
+def test_without_spaces() -> None:
+    digits = word_tokenizer("0123:", r"\S", 8, spaced=False)
+    assert digits.decode(digits("01 23\n11:")["input_ids"]) == "012311:"
+
+
+def test_special_tokens_and_padding_of_words(words: PreTrainedTokenizerFast) -> None:
+    assert (words.pad_token_id, words.mask_token_id, words.bos_token_id, words.eos_token_id) == (0, 1, None, None)
+    assert words.convert_ids_to_tokens(list(range(7))) == ["<|pad|>", "<|mask|>", "the sea", "fox", "A", ":", "."]
+    assert words(["fox", "A fox."], padding=True)["input_ids"] == [[0, 0, 3], [4, 3, 6]]
+    assert (len(words), words.model_max_length) == (7, 8)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from transformers import DynamicCache, StaticCache
 
 from lmguide import contexts, measures
+from lmguide.denoisers import gemma_branches as branches
+from lmguide.denoisers.gemma_branches import Block, Prefix, PromptSource, Reading
+from lmguide.denoisers.gemma_checks import check_input
 from lmguide.denoisers.guide import CHUNK, MAIN
 from lmguide.denoisers.stats import Stats
-from lmguide.diffusion import gemma_branches as branches
-from lmguide.diffusion.gemma_branches import Block, Prefix, PromptSource, Reading
 from lmguide.schedules import Progress
-from lmguide.sources import caches
 from lmguide.sources.binding import bind
 from lmguide.sources.ids import Rows, pack
 from lmguide.sources.rows import RowBuilder
@@ -34,7 +34,7 @@ Source: TypeAlias = "PromptSource | contexts.RemaskedCanvas"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a view does: the model it looks at, the methods, and the tokenizer."""
+    """What is guided, and how: the model itself, the methods, and the tokenizer."""
 
     model: Any
     methods: tuple[Guidance, ...]
@@ -61,7 +61,7 @@ class Moment:
 
 
 class Run:
-    """The state of one call. The view tells it of each canvas and asks it for the logits of each step.
+    """The state of one call. Whoever guides it tells of each canvas and asks for the logits of each step.
 
     Args:
         plan: Model, methods (all of them enabled) and tokenizer.
@@ -69,7 +69,8 @@ class Run:
 
     Attributes:
         total: Denoising steps a canvas may have.
-        stats: What was done so far.
+        stats: What was done so far, but for `fired`.
+        fired: On how many steps guidance applied to at least one position; on the device until somebody wants it.
     """
 
     def __init__(self, plan: Plan, negative: Mapping[str, Any] | None) -> None:
@@ -87,28 +88,30 @@ class Run:
         self.confidences: dict[str, Tensor] = {}
         self._fresh_canvas = True
         self._readings: dict[tuple[int, ...], Reading | None] = {}
-        self._fired_steps: list[Tensor] = []
 
-    def begin(self, input_ids: Tensor, mask: Tensor, cache: Cache) -> None:
+    def begin(self, input_ids: Tensor, mask: Tensor, cache: Cache, partial: bool) -> None:
         """Bind the contexts to the prompts of the call.
 
         Args:
             input_ids: The prompts, or what is new of them, `[B, L]`.
-            mask: True on tokens, `[B, P + L]`, `P` columns being in the cache already.
-            cache: The conditional's cache, before the prompt is encoded.
+            mask: True on tokens, `[B, P + L]`, `P` columns having been in the cache before the call.
+            cache: The conditional's cache.
+            partial: Whether the ids are only what is new of the prompts.
 
         Raises:
-            ValueError: A context cannot be made from what there is, or the cache is of a kind that cannot be followed.
+            ValueError: The ids are no prompts of the model, a context cannot be made from what there is, or the cache
+                is of a kind that cannot be followed.
         """
         model, batch = self.plan.model, input_ids.shape[0]
+        check_input(input_ids, model)
         _check_cache(cache)
+        self.fired = torch.zeros((), dtype=torch.long, device=input_ids.device)
         if not bool(mask[:, -input_ids.shape[1] :].any(1).all()):
             raise ValueError(
                 "attention_mask: expected at least one token in every row, got a row of zeros. Drop the empty prompt."
             )
         self.strengths: list[Scale] = [m.strength(batch, 1, input_ids.device) for m in self.plan.methods]
         prompt = pack(Rows(input_ids, mask[:, -input_ids.shape[1] :]).tokens(), input_ids.device)
-        partial = bool(caches.length(cache))
         builder = RowBuilder(prompt, batch, model, self.plan.tokenizer, input_ids.device, partial)
         for index, context in enumerate(self.found):
             if isinstance(context, contexts.RemaskedCanvas):
@@ -118,14 +121,14 @@ class Run:
             if bool((rows.ids == model.config.image_token_id).any()):
                 raise ValueError(
                     f"{type(context).__name__}: its prompt holds image tokens, but only the prompt itself is given the "
-                    "image. Use a negative prompt of text."
+                    "image. Use a negative prompt of text, or give the tokenizer: its special tokens are not drawn."
                 )
             own: Cache = branches.dynamic_cache(model)
             if isinstance(cache, StaticCache):
                 # no longer than the conditional's unless it must be: a compiled decoder then finds the same shapes
                 more = max(0, rows.ids.shape[1] - mask.shape[1])
                 own = branches.static_cache(model, cache.get_max_length() + more)
-            self.sources[index] = PromptSource(model, rows, batch, own)
+            self.sources[index] = PromptSource(model, rows, batch, own, self.stats)
 
     def commit(self, canvas: Tensor) -> None:
         """Put a finished canvas behind every prompt."""
@@ -157,7 +160,7 @@ class Run:
         self._fresh_canvas = False
         self.stats.steps += 1
         outputs, fired = step.run()
-        self._fired_steps.append(fired)
+        self.fired += fired.to(self.fired.device)
         if moment.cur_step > 1:
             self._remember(step, moment)
         return outputs
@@ -181,19 +184,14 @@ class Run:
             self._readings[group] = branches.reading(model, prefixes[0]) if one else branches.joined(model, prefixes)
         return self._readings[group]
 
-    def end(self) -> None:
-        """Close the books."""
-        # read at the end of the call, so that a step does not wait for the device
-        self.stats.fired = int(torch.stack(self._fired_steps).sum()) if self._fired_steps else 0
-        for source in self.sources.values():
-            if isinstance(source, PromptSource):
-                self.stats.forwards += source.forwards
-                self.stats.nfe += source.forwards
-
     def count(self, blocks: int = 1) -> None:
         """Count a forward pass over so many stacked sources."""
         self.stats.forwards += 1
         self.stats.nfe += blocks
+
+    def closed(self) -> Stats:
+        """What was done; it waits for the device."""
+        return replace(self.stats, fired=int(self.fired))
 
     def _prefix(self, index: int) -> Prefix:
         source = self.sources.get(index)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import Cache
 
     from lmguide.contexts import RemaskedCanvas
+    from lmguide.denoisers.stats import Stats
     from lmguide.sources.ids import Rows
 
 
@@ -75,20 +76,20 @@ class PromptSource:
 
     Attributes:
         state: Its own logits of the last step it ran at, as the decoder takes them; `None` at the start of a canvas.
-        forwards: Encoder passes so far.
 
     Args:
         model: The model.
         rows: The prompt, one row or one for each of the batch.
         batch: Rows to serve.
         cache: An empty cache.
+        stats: Where encoder passes are counted.
     """
 
-    def __init__(self, model: Any, rows: Rows, batch: int, cache: Cache) -> None:
+    def __init__(self, model: Any, rows: Rows, batch: int, cache: Cache, stats: Stats) -> None:
         self.model = model
         self.batch = batch
         self.state: Tensor | None = None
-        self.forwards = 0
+        self.stats = stats
         self._cache = cache
         self._mask = rows.mask.bool()
         self._fresh = [rows.ids]
@@ -129,7 +130,8 @@ class PromptSource:
         self._mask = mask.expand(self.batch, -1)
         self._seen += ids.shape[1]
         self._fresh = []
-        self.forwards += 1
+        self.stats.forwards += 1
+        self.stats.nfe += 1
 
 
 def reading(model: Any, prefix: Prefix) -> Reading:
