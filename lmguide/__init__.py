@@ -29,6 +29,7 @@ from lmguide.gates import Calibrated, Confidence, Divergence, Entropy, Interval,
 from lmguide.guidance import (
     APG,
     CAD,
+    CAIF,
     CFG,
     ICG,
     PREADD,
@@ -40,6 +41,7 @@ from lmguide.guidance import (
     DExperts,
     DivergenceDampedCFG,
     DoLa,
+    Fudge,
     GeDi,
     Guidance,
     PromptMixture,
@@ -49,11 +51,13 @@ from lmguide.guidance import (
     SelectiveCFG,
     SuffixCFG,
     TangentialCFG,
+    WordGuidance,
     parse_guidance,
 )
 from lmguide.huggingface import decoding, guide
 from lmguide.processors import (
     AdaptiveCFGLogitsProcessor,
+    CAIFLogitsProcessor,
     CanvasLogitsProcessor,
     CFGLogitsProcessor,
     ContrastiveLogitsProcessor,
@@ -63,6 +67,7 @@ from lmguide.processors import (
     MaskedCFGLogitsProcessor,
     SelectiveCFGLogitsProcessor,
     SuffixCFGLogitsProcessor,
+    WordGuidanceLogitsProcessor,
 )
 from lmguide.schedules import Beta, Constant, Cosine, FromDivergence, Linear, Window
 from lmguide.trace import Trace, trace
@@ -72,6 +77,7 @@ __version__ = "0.1.0"
 __all__ = [
     "APG",
     "CAD",
+    "CAIF",
     "CFG",
     "ICG",
     "PREADD",
@@ -79,6 +85,7 @@ __all__ = [
     "AdaptiveCFG",
     "AdaptiveCFGLogitsProcessor",
     "AutoGuidance",
+    "CAIFLogitsProcessor",
     "Beta",
     "CFGLogitsProcessor",
     "Calibrated",
@@ -101,6 +108,7 @@ __all__ = [
     "EmptyPrompt",
     "Entropy",
     "FromDivergence",
+    "Fudge",
     "GeDi",
     "GeDiLogitsProcessor",
     "Guidance",
@@ -130,6 +138,8 @@ __all__ = [
     "TangentialCFG",
     "Trace",
     "Window",
+    "WordGuidance",
+    "WordGuidanceLogitsProcessor",
     "WithoutContext",
     "bundled",
     "decoding",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 
 def check_number(
@@ -27,7 +28,7 @@ def check_number(
         below: The value must be smaller than this.
 
     Raises:
-        TypeError: not a number; a bool is not one.
+        TypeError: not a number, of Python or of an array library; a bool is not one.
         ValueError: NaN, infinite, or outside the range.
 
     Example:
@@ -42,9 +43,10 @@ def check_number(
         if math.isfinite(bound)
     ]
     expected = " ".join(["a finite number", " and ".join(bounds)]).rstrip()
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{argument}: expected {expected}, got {value!r}. {cure}")
-    if not (math.isfinite(value) and least <= value <= most and above < value < below):
+    number = value if isinstance(value, int | float) else float(value)
+    if not (math.isfinite(number) and least <= number <= most and above < number < below):
         raise ValueError(f"{argument}: expected {expected}, got {value}. {cure}")
 
 
@@ -58,7 +60,7 @@ def check_whole(argument: str, value: object, cure: str, *, least: int) -> None:
         least: Smallest value allowed.
 
     Raises:
-        TypeError: not an int; a bool is not one.
+        TypeError: not an integer, of Python or of an array library; a bool is not one.
         ValueError: smaller than ``least``.
 
     Example:
@@ -68,7 +70,7 @@ def check_whole(argument: str, value: object, cure: str, *, least: int) -> None:
         ValueError: every: expected a whole number of at least 1, got 0. Use 1 to guide every token.
     """
     message = f"{argument}: expected a whole number of at least {least}, got {value!r}. {cure}"
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(message)
-    if value < least:
+    if int(value) < least:
         raise ValueError(message)

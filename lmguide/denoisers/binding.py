@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ from transformers import GenerationConfig
 
 from lmguide import contexts
 from lmguide.denoisers.denoiser import Denoiser
+from lmguide.denoisers.families import family_of
 from lmguide.denoisers.loading import load
+from lmguide.denoisers.reading import unwrapped
 from lmguide.sources.canvas import mask_prompt
 from lmguide.sources.ids import Rows
 from lmguide.sources.layers import without_blocks
@@ -50,6 +53,31 @@ class Source:
         return ids if self.prompt is None else torch.cat([self.prompt, ids[:, prompt_length:]], 1)
 
 
+def denoiser_of(model: Any, tokenizer: Any = None) -> Denoiser:
+    """A model as a denoiser, its family recognised.
+
+    Args:
+        model: A `Denoiser`, or a model whose family is recognised from its configuration.
+        tokenizer: Where the mask token is known to it alone.
+
+    Raises:
+        ValueError: The family is not recognised, or the model is none for `Denoiser`.
+    """
+    if isinstance(model, Denoiser):
+        return model
+    inner = unwrapped(model) if isinstance(model, torch.nn.Module) else model
+    if hasattr(inner, "config"):
+        try:
+            family_of(inner)
+        except ValueError as error:
+            raise ValueError(
+                f"model: expected a denoising model of a known family, got {type(inner).__name__}. "
+                'Say its family first: Denoiser(model, family="bidirectional") for a decoder trained to denoise with '
+                "full attention, or another name of FAMILIES."
+            ) from error
+    return Denoiser(model, tokenizer=tokenizer)
+
+
 def bind_canvas(
     context: contexts.Context,
     denoiser: Denoiser,
@@ -78,6 +106,7 @@ def bind_canvas(
         case contexts.NegativePrompt(prompt=None) if negative is None and denoiser.mask_token_id is not None:
             return _masked_prompt(denoiser, mask)
         case contexts.RemaskedCanvas():
+            _check_mask_token(context, denoiser)
             return Source(denoiser, mask)
         case contexts.OtherModel():
             return Source(_other(context, denoiser, tokenizer), mask)
@@ -96,19 +125,31 @@ def bind_canvas(
             "AdaptiveCFG or another model."
         )
     rows = _builder(denoiser, canvas, prompt_length, tokenizer)
-    found = rows.negative(**negative) if isinstance(context, contexts.NegativePrompt) and negative else rows(context)
+    replaced = negative if isinstance(context, contexts.NegativePrompt) else None
+    found = rows.negative(**replaced) if replaced else rows(context)
     found = found.repeat(canvas.ids.shape[0]) if found.ids.shape[0] == 1 else found
     answer = mask[:, prompt_length:]
+    width, limit = found.ids.shape[1] + answer.shape[1], denoiser.max_length
+    if limit is not None and width > limit:
+        argument = (replaced or {}).get("argument", "negative_prompt")
+        raise ValueError(
+            f"{argument}: with the answer it has {width} columns, but the model's context has {limit}. "
+            "Shorten it or the answer."
+        )
     return Source(denoiser, torch.cat([found.mask, answer], 1), prompt=found.ids)
 
 
 def _masked_prompt(denoiser: Denoiser, mask: Tensor) -> Source:
+    _check_mask_token(contexts.MaskedPrompt(), denoiser)
+    return Source(denoiser, mask, masked=True)
+
+
+def _check_mask_token(context: contexts.Context, denoiser: Denoiser) -> None:
     if denoiser.mask_token_id is None:
         raise ValueError(
-            f"MaskedPrompt: expected a model with a mask token, got {denoiser.family.name}, which denoises random "
-            "tokens. Give a negative prompt instead."
+            f"{type(context).__name__}: expected a model with a mask token, got {denoiser.family.name}, which denoises "
+            "random tokens. Give a negative prompt instead."
         )
-    return Source(denoiser, mask, masked=True)
 
 
 def _builder(denoiser: Denoiser, canvas: Canvas, prompt_length: int, tokenizer: Any) -> RowBuilder:
@@ -123,10 +164,15 @@ def _builder(denoiser: Denoiser, canvas: Canvas, prompt_length: int, tokenizer: 
     return RowBuilder(prompt, canvas.ids.shape[0], model, tokenizer or denoiser.tokenizer, canvas.ids.device)
 
 
+@lru_cache(maxsize=4)  # asked for at every call, and by every guide of a likelihood
+def _load(name: str, dtype: torch.dtype, device: torch.device) -> Denoiser:
+    return load(name, dtype=dtype, device=device)
+
+
 def _other(context: contexts.OtherModel, denoiser: Denoiser, tokenizer: Any) -> Denoiser:
     given: Any = context.model
     if isinstance(given, str):
-        other = load(given, dtype=denoiser.dtype, device=denoiser.device)
+        other = _load(given, denoiser.dtype, denoiser.device)
     elif isinstance(given, Denoiser):
         other = given
     else:

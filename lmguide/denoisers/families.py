@@ -223,9 +223,10 @@ def family_of(model: Any) -> Family:
     if found is None and any(name.endswith("ForMaskedLM") for name in classes):
         found = FAMILIES["masked_lm"]
     if found is None:
+        shown = ", ".join(map(str, getattr(config, "architectures", None) or [type(model).__name__]))
         raise ValueError(
             f"family: expected a diffusion language model, got model_type {model_type!r} of class "
-            f'{", ".join(sorted(classes)) or "unknown"}. Give family="bidirectional" for a decoder trained to denoise '
+            f'{shown}. Give family="bidirectional" for a decoder trained to denoise '
             f"with full attention, or one of {', '.join(FAMILIES)}, or a Family(...) of your own."
         )
     path = str(getattr(config, "_name_or_path", "")).lower()

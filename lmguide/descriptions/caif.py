@@ -34,8 +34,8 @@ class TextClassifier(Context):
         label: The wanted class, one for all or one per prompt: a name in the classifier's configuration or its index;
             for scikit-learn a value of `classes_`; for a function the index.
         top_k: Candidates of each row, at least 1: the tokens with the highest scores.
-        rest: What the other tokens get: `"excluded"` (minus infinity, as in the paper), or the `"mean"` of the row's
-            candidates.
+        rest: What the other tokens get: `"excluded"` (minus infinity, as in the published code), or the `"mean"` of the
+            row's candidates.
         reading: `"ids"` feeds the candidates' token ids behind a shared key-value cache, for a causal classifier of
             the guided model's vocabulary; `"text"` decodes and classifies texts; `"auto"` is the former where it can
             be done.

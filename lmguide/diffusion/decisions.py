@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,9 @@ def decide(
         sampler: How tokens are drawn.
         filtered: Statistics of the law after temperature and filters in the place of the one before.
         reads: Which of `second` and `entropy` are asked for.
+
+    Raises:
+        ValueError: No token is left to be written at some position.
     """
     shape, device = wanted.shape, wanted.device
     tokens = torch.full(shape, -1, dtype=torch.long, device=device)
@@ -73,9 +77,11 @@ def decide(
         rows, places = part.unbind(1)
         columns = places + start
         scores = _limited(law.at(rows, columns)[0], rows, columns, sampler)
-        if not (filtered and sampler.filters):
-            top[rows, places], second[rows, places], entropy[rows, places] = _spread(scores, reads)
+        mask_share = None
+        if not sampler.filters or not filtered:
+            top[rows, places], second[rows, places], entropy[rows, places] = _spread(scores, reads, sampler)
         if sampler.mask_token_id is not None:
+            mask_share = scores[:, sampler.mask_token_id].exp()
             scores[:, sampler.mask_token_id] = -torch.inf  # from here on for the draw alone
         if sampler.filters:
             gumbel = None
@@ -83,23 +89,38 @@ def decide(
                 gumbel = sampler.noise.gumbel(rows, columns, step, scores.shape[-1])
             drawn, after = draw(scores, sampler.temperature, sampler.top_p, sampler.top_k, gumbel)
             if filtered:
-                scores = after
-                top[rows, places], second[rows, places], entropy[rows, places] = _spread(scores, reads)
+                scores = after if mask_share is None else after + (-mask_share).log1p()[:, None]
+                top[rows, places], second[rows, places], entropy[rows, places] = _spread(scores, reads, sampler)
         else:
             drawn = likeliest(scores)
         tokens[rows, places] = drawn
         log_prob[rows, places] = scores.gather(-1, drawn[:, None])[:, 0]
+    if not bool((log_prob.isfinite() | ~wanted).all()):
+        raise ValueError(
+            "constraint: expected a token that may be written at every position, got none at some: the constraint, "
+            "suppress_tokens and what guidance excludes leave none, or the model's scores are NaN. Loosen them."
+        )
     return Decisions(tokens, log_prob, top, second, entropy)
 
 
-def _spread(logp: Tensor, reads: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """The two largest log-probabilities and the entropy, as far as they are asked for."""
+def _spread(logp: Tensor, reads: frozenset[str], sampler: Sampler) -> tuple[Tensor, Tensor, Tensor]:
+    """The two largest log-probabilities and the entropy, as far as they are asked for.
+
+    Where the mask token is the likeliest the model is as unsure as can be: no gap, and the entropy of knowing nothing.
+    """
     top = second = logp.new_full(logp.shape[:1], -torch.inf)
     entropy = torch.full_like(top, torch.inf)
+    if not reads:
+        return top, second, entropy
+    best = logp.topk(min(2, logp.shape[-1]), -1)
     if "second" in reads:
-        top, second = logp.topk(2, -1).values.unbind(1)
+        top, second = best.values[:, 0], best.values[:, -1]
     if "entropy" in reads:
         entropy = measures.entropy(logp)
+    if sampler.mask_token_id is not None:
+        masked = best.indices[:, 0] == sampler.mask_token_id
+        top = torch.where(masked, second, top)
+        entropy = entropy.masked_fill(masked, math.log(logp.shape[-1]))
     return top, second, entropy
 
 
@@ -108,9 +129,4 @@ def _limited(scores: Tensor, rows: Tensor, columns: Tensor, sampler: Sampler) ->
         scores = scores.index_fill(-1, sampler.suppressed, -torch.inf).log_softmax(-1)
     if sampler.allowed is None:
         return scores
-    allowed = sampler.allowed(rows, columns)
-    if not allowed.any(-1).all():
-        raise ValueError(
-            "constraint: expected an allowed token at every position, got none at some. Loosen the constraint."
-        )
-    return scores.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    return scores.masked_fill(~sampler.allowed(rows, columns), -torch.inf).log_softmax(-1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
+from lmguide import contexts
 from lmguide.checks import check_whole
-from lmguide.denoisers import Denoiser
+from lmguide.denoisers.binding import denoiser_of
 from lmguide.denoisers.guide import Guide
 from lmguide.diffusion.correctors import Corrector, as_corrector
 from lmguide.diffusion.decisions import Sampler
@@ -16,16 +18,26 @@ from lmguide.diffusion.early_commit import EarlyCommit, as_early_commit
 from lmguide.diffusion.loop import Loop
 from lmguide.diffusion.noise import RowNoise, keys_from
 from lmguide.diffusion.orders import Order, as_order
-from lmguide.diffusion.request import check_lengths, lay_out, token_list
+from lmguide.diffusion.request import (
+    check_lengths,
+    check_tokens,
+    checked_constraint,
+    lay_out,
+    methods_of,
+    most_blocks,
+    own_tokens,
+    token_list,
+)
 from lmguide.diffusion.sampling import check_sampling
 from lmguide.diffusion.windows import windows
-from lmguide.guidance import Guidance, as_methods, parse_guidance
 from lmguide.sources.binding import given_negative
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lmguide.denoisers import Denoiser
     from lmguide.diffusion.output import DiffusionOutput
+    from lmguide.guidance import Guidance
 
 Allowed: TypeAlias = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
 """A constraint: canvas `[B, L]`, rows `[n]` and columns `[n]` to the allowed tokens, booleans `[n, V]`."""
@@ -37,7 +49,7 @@ def generate(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
-    guidance: Guidance | Sequence[Guidance] | str | None = None,
+    guidance: Guidance | Sequence[Guidance | str] | str | None = None,
     negative_prompt: Any = None,
     negative_prompt_ids: Tensor | None = None,
     negative_prompt_attention_mask: Tensor | None = None,
@@ -53,10 +65,10 @@ def generate(
     top_k: int | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     infill: bool = False,
-    eos_token_id: int | Sequence[int] | None = None,
+    eos_token_id: int | Collection[int] | Tensor | None = None,
     pad_token_id: int | None = None,
-    suppress_tokens: Sequence[int] | None = None,
-    defer_tokens: Sequence[int] | None = None,
+    suppress_tokens: Collection[int] | Tensor | None = None,
+    defer_tokens: Collection[int] | Tensor | None = None,
     cache: Literal["prefix", "dual"] | None = None,
     residual_interval: int = 1,
     tokenizer: Any = None,
@@ -74,17 +86,18 @@ def generate(
         model: A `Denoiser`, from `load`, or a model whose family is recognised from its configuration.
         input_ids: Prompts, `[B, P]`, left-padded; with `infill` whole canvases with mask tokens.
         attention_mask: `[B, P]`, 1 on tokens; `None` is all ones.
-        guidance: A method, several, or a string such as `"cfg:guidance_scale=2"`. On a canvas `CFG()` without a
+        guidance: A method, several, or strings such as `"cfg:guidance_scale=2"`. On a canvas `CFG()` without a
             negative prompt contrasts with the prompt masked; see also `AdaptiveCFG`.
         negative_prompt: Text, chat messages or ids in the place of the method's own; one for all rows or one per row.
         negative_prompt_ids: The same as a tensor of ids.
         negative_prompt_attention_mask: Its mask.
         constraint: Canvas `[B, L]`, rows `[n]` and columns `[n]` to the allowed tokens `[n, V]`; applied after
-            guidance.
+            guidance. It must answer with booleans on the canvas' device.
         order: Which positions are committed: an `Order`, or its string form such as `"threshold:threshold=0.9"`.
         corrector: What opens committed positions again or rewrites them; `None` leaves them.
         early_commit: When a whole row is committed at once; `None` is never.
-        steps: Denoising steps over the whole answer, a multiple of the number of blocks; `None` is one per token.
+        steps: Denoising steps over the whole answer, a multiple of the number of blocks; `None` is one per token,
+            or with `infill`, full attention and one block, one per mask token of the row with most.
         max_new_tokens: Length of the answer, 128 by default; with `infill` there is none.
         block_length: Columns of a block; blocks are decoded from left to right. `None` is the whole answer, or the
             block of a block-causal model.
@@ -94,7 +107,8 @@ def generate(
         generator: Seed of the noise: one generator, or one per row, so that a row's answer does not depend on its
             batch. Each is read once. `None` is torch's default one.
         infill: Fill in the mask tokens of `input_ids`.
-        eos_token_id: What ends an answer; `None` is the model's own, `()` is nothing. Behind the first end before which
+        eos_token_id: What ends an answer, one or several; `None` is the model's own, or the tokenizer's, and `()` is
+            nothing. Behind the first end before which
             everything stands, the row is padded and done.
         pad_token_id: What is written behind an end; `None` is the model's own, or the end's token.
         suppress_tokens: Tokens that are never written.
@@ -105,7 +119,8 @@ def generate(
             which `"prefix"` is exact.
         residual_interval: The difference of the conditional and each other source is worked out every so many steps
             and used again in between (dLLM-Cache, 2506.06295); 1 is at every step. An approximation.
-        tokenizer: For prompts in text; by default the denoiser's own.
+        tokenizer: For prompts in text, and for ends and padding that the model does not know; by default the
+            denoiser's own.
         streamer: A streamer of transformers; gets tokens once all before them stand. For one row.
         progress: Show a progress bar.
         output_history: Return the canvas before the first step and after each.
@@ -126,12 +141,12 @@ def generate(
         16
     """
     denoiser = _denoiser(model, tokenizer)
-    if isinstance(guidance, str):
-        guidance = parse_guidance(guidance)
-    methods = () if guidance is None else as_methods(guidance)
+    methods = methods_of(guidance)
     negative = given_negative(methods, negative_prompt, negative_prompt_ids, negative_prompt_attention_mask)
+    enabled = [method for method in methods if method.enabled]
     if max_new_tokens is not None:
         check_whole("max_new_tokens", max_new_tokens, "Give the length of the answer, 128 for example.", least=1)
+        max_new_tokens = operator.index(max_new_tokens)
     check_whole("residual_interval", residual_interval, "Use 1 for a fresh one at every step.", least=1)
     order = as_order(order)
     corrector = None if corrector is None else as_corrector(corrector)
@@ -144,38 +159,45 @@ def generate(
     prompts = lay_out(denoiser, input_ids, attention_mask, new_tokens, infill)
     canvas, first = prompts.canvas, prompts.prompt_length
     batch, length = canvas.ids.shape
-    block_length, block_steps = check_lengths(denoiser, length, length - first, block_length, steps)
+    holes = int(canvas.undecided.sum(1).max()) if infill else None
+    block_length, block_steps = check_lengths(denoiser, length, length - first, block_length, steps, holes)
     check_sampling(temperature, top_p, top_k)
     _check_streamer(streamer, batch, infill, corrector)
-    _check_cache(cache, denoiser, methods)
-    device, vocab_size = canvas.ids.device, denoiser.vocab_size
+    _check_cache(cache, denoiser, enabled)
+    device, vocab_size, mask_token_id = canvas.ids.device, denoiser.vocab_size, denoiser.mask_token_id
     noise = RowNoise(keys_from(generator, batch, device))
-    eos_token_id = _own(denoiser, "eos_token_id") if eos_token_id is None else eos_token_id
-    pad_token_id = _own(denoiser, "pad_token_id") if pad_token_id is None else pad_token_id
     ends = token_list("eos_token_id", eos_token_id, vocab_size)
     padding = token_list("pad_token_id", pad_token_id, vocab_size)
+    suppressed = token_list("suppress_tokens", suppress_tokens, vocab_size)
+    deferred = token_list("defer_tokens", defer_tokens, vocab_size)
+    check_tokens(suppressed, ends, padding, mask_token_id, vocab_size)
+    if eos_token_id is None:
+        ends = own_tokens(denoiser, tokenizer, "eos_token_id", unfit=mask_token_id)
+    if pad_token_id is None:
+        padding = own_tokens(denoiser, tokenizer, "pad_token_id", unfit=mask_token_id)
+    allowed = checked_constraint(constraint, canvas, vocab_size)
     guide = Guide(
         denoiser,
-        [method for method in methods if method.enabled],
+        enabled,
         canvas,
         first,
         tokenizer=tokenizer,
         negative=negative,
         cache=cache,
-        residual_interval=residual_interval,
+        residual_interval=operator.index(residual_interval),
     )
 
-    def tokens(argument: str, given: Sequence[int] | None) -> Tensor:
-        return torch.tensor(token_list(argument, given, vocab_size), dtype=torch.long, device=device)
-
-    allowed = None
-    if constraint is not None:
-
-        def allowed(rows: Tensor, columns: Tensor) -> Tensor:
-            return constraint(canvas.ids, rows, columns)
+    def tensor(tokens: list[int]) -> Tensor:
+        return torch.tensor(tokens, dtype=torch.long, device=device)
 
     sampler = Sampler(
-        temperature, top_p, top_k, tokens("suppress_tokens", suppress_tokens), denoiser.mask_token_id, noise, allowed
+        float(temperature),
+        None if top_p is None else float(top_p),
+        None if top_k is None else operator.index(top_k),
+        tensor(suppressed),
+        mask_token_id,
+        noise,
+        allowed,
     )
     loop = Loop(
         guide=guide,
@@ -184,23 +206,17 @@ def generate(
         noise=noise,
         windows=list(windows(canvas, first, block_length, denoiser.family)),
         steps=block_steps,
+        blocks=most_blocks(denoiser, length, first, block_length),
         corrector=corrector,
         early_commit=None if early_commit is None else as_early_commit(early_commit),
-        deferred=tokens("defer_tokens", defer_tokens),
-        ends=tokens("eos_token_id", ends),
+        deferred=tensor(deferred),
+        ends=tensor(ends),
         padding=(padding or ends or [0])[0],
         streamer=streamer,
         progress=progress,
         keep_history=output_history,
     )
     return loop.run()
-
-
-def _own(denoiser: Denoiser, name: str) -> Any:
-    for holder in (getattr(denoiser.model, "generation_config", None), denoiser.model.config, denoiser.tokenizer):
-        if (found := getattr(holder, name, None)) is not None:
-            return found
-    return None
 
 
 def _check_streamer(streamer: Any, batch: int, infill: bool, corrector: Any) -> None:
@@ -219,13 +235,17 @@ def _check_streamer(streamer: Any, batch: int, infill: bool, corrector: Any) -> 
 def _check_cache(cache: Any, denoiser: Denoiser, methods: Sequence[Guidance]) -> None:
     if cache not in {None, "prefix", "dual"}:
         raise ValueError(f"cache: expected 'prefix', 'dual' or None, got {cache!r}. Choose one of them.")
-    if cache is not None and any(method.name == "adaptive_cfg" for method in methods):
-        raise ValueError(
-            "cache: AdaptiveCFG masks tokens all over the canvas anew at each step, so there are no keys and values to "
-            "keep. Leave the cache out, or use CFG."
-        )
-    whole = denoiser.family.attention == "full" and any(method.name == "rewarded_samples" for method in methods)
-    if cache is not None and whole:
+    if cache is None:
+        return
+    found = [(method, context) for method in methods for context in method.sources().values()]
+    for method, context in found:
+        if isinstance(context, contexts.RemaskedCanvas):
+            raise ValueError(
+                f"cache: {type(method).__name__} masks tokens all over the canvas anew at each step, so there are no "
+                "keys and values to keep. Leave the cache out, or guide away from the masked prompt with CFG."
+            )
+    full = denoiser.family.attention == "full"
+    if full and any(isinstance(context, contexts.SampledCanvases) for _, context in found):
         raise ValueError(
             "cache: RewardedSamples needs the law of every undecided position, and a cache leaves out those beside the "
             "block. Leave the cache out, or use ClassifierGuidance."
@@ -233,11 +253,9 @@ def _check_cache(cache: Any, denoiser: Denoiser, methods: Sequence[Guidance]) ->
 
 
 def _denoiser(model: Any, tokenizer: Any) -> Denoiser:
-    if isinstance(model, Denoiser):
-        return model
     if getattr(getattr(model, "config", None), "model_type", None) == "diffusion_gemma":
         raise ValueError(
             "model: DiffusionGemma has a decoding loop of its own in transformers. "
             "Use lmguide.diffusion.guide_gemma(model, guidance).generate(...)."
         )
-    return Denoiser(model, tokenizer=tokenizer)
+    return denoiser_of(model, tokenizer)

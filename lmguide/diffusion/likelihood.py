@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lmguide import contexts as descriptions
 from lmguide.checks import check_whole
-from lmguide.denoisers import Denoiser
+from lmguide.denoisers.binding import denoiser_of
 from lmguide.denoisers.guide import Guide
 from lmguide.diffusion.masking import MaskPlan, mask_plan
-from lmguide.guidance import Guidance, as_methods, parse_guidance
+from lmguide.diffusion.request import methods_of
 from lmguide.schedules import Progress
 from lmguide.sources.canvas import Canvas
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lmguide.denoisers import Denoiser
     from lmguide.denoisers.guide import Law
+    from lmguide.guidance import Guidance
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def loglikelihood(
     contexts: Sequence[Sequence[int] | Tensor],
     targets: Sequence[Sequence[int] | Tensor],
     *,
-    guidance: Guidance | Sequence[Guidance] | str | None = None,
+    guidance: Guidance | Sequence[Guidance | str] | str | None = None,
     samples: int = 128,
     antithetic: bool = False,
     greedy: bool = False,
@@ -76,7 +80,7 @@ def loglikelihood(
         model: A `Denoiser`, or a model whose family is recognised from its configuration.
         contexts: Token ids, one sequence for each target, of at least one token.
         targets: Token ids, of at least one token each.
-        guidance: A method, several, or a string. What is given per prompt must be one for all here.
+        guidance: A method, several, or strings. What is given per prompt must be one for all here.
         samples: Masks for each target, at least 1.
         antithetic: Masks come in pairs of complements, and the full mask is taken once: see `mask_plan`.
         greedy: Find out whether greedy decoding would write the target, with up to `L` further passes.
@@ -94,25 +98,27 @@ def loglikelihood(
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from lmguide.denoisers import Denoiser
         >>> config = BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
         >>> denoiser = Denoiser(BertForMaskedLM(config).eval(), mask_token_id=4)
         >>> found = loglikelihood(denoiser, [[7, 8], [7, 8]], [[9, 10, 11], [12]])
         >>> found.nfe.tolist(), found.standard_error.tolist(), found.is_bound
         ([7, 1], [0.0, 0.0], True)
     """
-    denoiser = model if isinstance(model, Denoiser) else Denoiser(model, tokenizer=tokenizer)
+    denoiser = denoiser_of(model, tokenizer)
     _check_family(denoiser)
-    given = parse_guidance(guidance) if isinstance(guidance, str) else guidance
-    methods = [] if given is None else [method for method in as_methods(given) if method.enabled]
+    methods = [method for method in methods_of(guidance) if method.enabled]
     for method in methods:
         _check_method(method)
     check_whole("batch_size", batch_size, "Give the canvases of a forward pass.", least=1)
+    batch_size = operator.index(batch_size)
     before, after = _ids("contexts", contexts, denoiser), _ids("targets", targets, denoiser)
     if len(before) != len(after):
         raise ValueError(
             f"targets: expected one for each of the {len(before)} contexts, got {len(after)}. "
             "Repeat a context that has several targets."
         )
+    _check_widths(before, after, denoiser.max_length)
     score, error = (torch.zeros(len(after), dtype=torch.float64) for _ in range(2))
     nfe = torch.zeros(len(after), dtype=torch.long)
     written = torch.zeros(len(after), dtype=torch.bool) if greedy else None
@@ -244,24 +250,41 @@ def _alike(contexts: Sequence[list[int]], targets: Sequence[list[int]], most: in
 
 def _ids(argument: str, given: Sequence[Sequence[int] | Tensor], denoiser: Denoiser) -> list[list[int]]:
     rows = [row.tolist() if isinstance(row, torch.Tensor) else row for row in given]
-    for row in rows:
-        if not isinstance(row, list | tuple) or not all(isinstance(token, int) for token in row):
-            raise ValueError(f"{argument}: expected sequences of token ids, got {row!r}. Tokenise texts first.")
+    for index, row in enumerate(rows):
+        if not isinstance(row, list | tuple) or not all(map(_is_id, row)):
+            raise ValueError(
+                f"{argument}: expected sequences of token ids, got {row!r} at index {index}. Tokenise texts first."
+            )
         if not row:
             raise ValueError(
-                f"{argument}: expected at least one token in each, got none. "
+                f"{argument}: expected at least one token in each, got none at index {index}. "
                 "For no context at all give the beginning-of-sequence token."
             )
         if not all(0 <= token < denoiser.vocab_size for token in row):
             raise ValueError(
-                f"{argument}: expected ids in [0, {denoiser.vocab_size}), got {min(row)} to {max(row)}. "
-                "Use the model's own tokenizer."
+                f"{argument}: expected ids in [0, {denoiser.vocab_size}), got {min(row)} to {max(row)} at index {index}"
+                ". Use the model's own tokenizer."
             )
         if denoiser.mask_token_id in row:
             raise ValueError(
-                f"{argument}: expected tokens of text, got the mask token {denoiser.mask_token_id}. Remove it."
+                f"{argument}: expected tokens of text, got the mask token {denoiser.mask_token_id} at index {index}. "
+                "Remove it."
             )
-    return [list(row) for row in rows]
+    return [[int(token) for token in row] for row in rows]
+
+
+def _is_id(token: object) -> bool:
+    return isinstance(token, Integral) and not isinstance(token, bool)
+
+
+def _check_widths(contexts: Sequence[list[int]], targets: Sequence[list[int]], limit: int | None) -> None:
+    """Refuse what is too long for the model before anything runs."""
+    for index, (context, target) in enumerate(zip(contexts, targets, strict=True)):
+        if limit is not None and len(context) + len(target) > limit:
+            raise ValueError(
+                f"contexts: expected at most {limit} tokens with the target, got {len(context)} and {len(target)} at "
+                f"index {index}. Shorten the context from the left."
+            )
 
 
 def _check_family(denoiser: Denoiser) -> None:

@@ -38,6 +38,7 @@ class Loop:
         noise: Noise by row.
         windows: Columns to decode, one window after the other.
         steps: Denoising steps of a window.
+        blocks: How many windows schedules and gates count on: that of any prompt, whatever stands beside it.
         corrector: Opens or rewrites committed positions.
         early_commit: Commits whole rows.
         deferred: Tokens that are committed only when nothing else is left to commit.
@@ -54,6 +55,7 @@ class Loop:
     noise: RowNoise
     windows: Sequence[Window]
     steps: int
+    blocks: int
     corrector: Corrector | None
     early_commit: EarlyCommit | None
     deferred: Tensor
@@ -70,18 +72,23 @@ class Loop:
         self.commit_step = torch.full(shape, -1, dtype=torch.long, device=canvas.ids.device)
         self.confidences = torch.ones(shape, device=canvas.ids.device)
         self.nfe = torch.zeros(shape[0], dtype=torch.long, device=canvas.ids.device)
-        self.history = [canvas.ids] if self.keep_history else []
+        self.row_step = torch.zeros_like(self.nfe)
+        self.behind = torch.zeros_like(canvas.given)
+        self.total = self.steps * self.blocks
         self.fired = torch.zeros((), dtype=torch.long, device=canvas.ids.device)
-        self.step = self.streamed = 0
-        self.noise_step = 0
+        self.streamed = 0
+        self.noise_step = -1
+        self._renoise()
+        self.history = [canvas.ids] if self.keep_history else []
         self.reads = self.order.reads
         for part in (self.corrector, self.early_commit):
             self.reads |= frozenset() if part is None else part.reads
-        self._stream(first)
+        self._stream()
         with tqdm(total=self.steps * len(self.windows), disable=not self.progress, desc="denoising") as bar:
             for number, window in enumerate(self.windows):
                 self._decode(window, number, bar)
-        self._stream(shape[1])
+        self._finish_rows()
+        self._stream()
         if self.streamer is not None:
             self.streamer.end()
         self.guide.stats.fired = int(self.fired)  # asked once, so that no step waits for the device
@@ -110,15 +117,23 @@ class Loop:
         initial = (self.canvas.undecided[:, inside] & window.mine).sum(1)
         for step in range(self.steps):
             self.noise_step += 1
-            if self.corrector is None and not bool((self.canvas.undecided[:, inside] & window.mine).any()):
+            if not bool((self._changeable(inside) & window.mine).any()):
                 bar.update(self.steps - step)
                 return
             self._advance(window, done, step, initial)
             bar.update()
+        live = torch.ones_like(initial, dtype=torch.bool)
         for _ in range(0 if self.corrector is None else self.corrector.post_steps):
             self.noise_step += 1
-            if not self._advance(window, done, self.steps - 1, initial):
+            live = self._advance(window, done, self.steps - 1, initial, live)
+            if not bool(live.any()):
                 return
+
+    def _changeable(self, inside: slice) -> Tensor:
+        """Positions that a step may change: the undecided, and with a corrector the committed."""
+        canvas = self.canvas
+        found = canvas.undecided if self.corrector is None else canvas.undecided | canvas.committed
+        return found[:, inside]
 
     def _seed(self, window: Window, done: int) -> None:
         """Write the first token of each row's block, which the block before it decides; beside the schedule."""
@@ -127,36 +142,41 @@ class Loop:
         chosen = self.canvas.undecided[:, inside] & window.seeds
         decisions = self._decisions(window, done, chosen)
         self._write(decisions, chosen, inside)
-        self._record()
+        self._record(chosen.any(1))
 
     def _decisions(self, window: Window, done: int, wanted: Tensor) -> Decisions:
-        stats, total = self.guide.stats, self.steps * len(self.windows)
+        stats = self.guide.stats
         before = stats.nfe
         length = self.canvas.ids.shape[1]
 
         def uniform(stream: str) -> Tensor:
             return self.noise.uniform(stream, self.noise_step, 0, length)
 
-        law = self.guide.law(Progress(done, total), window.start, window.stop, uniform)
+        law = self.guide.law(Progress(done, self.total), window.start, window.stop, uniform, mine=window.mine)
         decisions = decide(law, wanted, window.start, self.noise_step, self.sampler, self.order.filtered, self.reads)
         self.fired += law.fired
         self.nfe += (stats.nfe - before) * wanted.any(1)
         return decisions
 
-    def _advance(self, window: Window, done: int, step: int, initial: Tensor) -> bool:
-        """One denoising step; returns whether it changed a token, as far as a corrector has to know."""
+    def _advance(
+        self, window: Window, done: int, step: int, initial: Tensor, live: Tensor | None = None
+    ) -> Tensor:
+        """One denoising step of the rows that are `live`; returns the rows `[B]` whose tokens it changed."""
         canvas, inside = self.canvas, slice(window.start, window.stop)
         open_ = canvas.undecided[:, inside] & window.mine
         committed = canvas.committed[:, inside] & window.mine
+        if live is not None:
+            open_, committed = open_ & live[:, None], committed & live[:, None]
         corrector = self.corrector
         looks = corrector is not None and corrector.looks_at_committed
-        decisions = self._decisions(window, done + step, open_ | committed if looks else open_)
+        wanted = open_ | committed if looks else open_
+        decisions = self._decisions(window, done + step, wanted)
         quota = self.order.quota(initial, open_.sum(1), step, self.steps)
         moment = Moment(
             open=open_,
             quota=quota,
             steps_left=self.steps - step,
-            fraction=(done + step) / (self.steps * len(self.windows)),
+            fraction=(done + step) / self.total,
             uniform=lambda stream: self.noise.uniform(stream, self.noise_step, window.start, window.stop),
             step=step,
         )
@@ -171,26 +191,27 @@ class Loop:
         self._write(decisions, chosen if edited is None else chosen | edited, inside)
         if reopened is not None and moment.steps_left > 1:
             self._reopen(reopened, inside)
-        self._record()
-        return edited is not None and bool((edited | chosen).any())
+        self._record(wanted.any(1))
+        return (chosen if edited is None else chosen | edited).any(1)
 
-    def _record(self) -> None:
-        """End a step: fresh noise, ended rows, history, the stream."""
+    def _record(self, active: Tensor) -> None:
+        """End a step of the rows that are active: fresh noise, ended rows, history, the stream."""
         self._renoise()
-        self._finish_rows()
-        self.step += 1
+        if self.corrector is None:
+            self._finish_rows()
+        self.row_step = self.row_step + active
         if self.keep_history:
             self.history.append(self.canvas.ids)
-        self._stream(self.canvas.ids.shape[1])
+        self._stream()
 
     def _choose(self, decisions: Decisions, moment: Moment) -> Tensor:
         if moment.steps_left == 1:
             return moment.open
         if self.deferred.numel():
-            late = torch.isin(decisions.tokens, self.deferred) & moment.open
-            early = moment.open & ~late
-            stuck = ~early.any(1, keepdim=True)  # nothing but deferred tokens is left
-            moment = replace(moment, open=torch.where(stuck, moment.open, early))
+            late = torch.isin(decisions.tokens, self.deferred)
+            names = ("log_prob", "top", "second")
+            least = {name: getattr(decisions, name).masked_fill(late, -torch.inf) for name in names}
+            decisions = replace(decisions, entropy=decisions.entropy.masked_fill(late, torch.inf), **least)
         chosen = self.order.select(decisions, moment)
         if self.early_commit is not None:
             chosen = torch.where(self.early_commit.commits(decisions, moment)[:, None], moment.open, chosen)
@@ -202,7 +223,7 @@ class Loop:
         ids[:, inside] = torch.where(where, decisions.tokens, ids[:, inside])
         undecided[:, inside] &= ~where
         canvas.ids, canvas.undecided = ids, undecided
-        self.commit_step[:, inside] = torch.where(where, self.step, self.commit_step[:, inside])
+        self.commit_step[:, inside] = torch.where(where, self.row_step[:, None], self.commit_step[:, inside])
         self.confidences[:, inside] = torch.where(where, decisions.log_prob.exp(), self.confidences[:, inside])
 
     def _reopen(self, where: Tensor, inside: slice) -> None:
@@ -225,19 +246,21 @@ class Loop:
 
     def _finish_rows(self) -> None:
         """Pad the rest of a row behind an end of sequence before which everything stands."""
-        if not self.ends.numel() or self.corrector is not None:
+        if not self.ends.numel():
             return
         canvas = self.canvas
         decided = canvas.undecided.cumsum(1) == 0
-        ended = canvas.committed & torch.isin(canvas.ids, self.ends) & decided
-        behind = (ended.cumsum(1) - ended.long()) > 0
-        behind &= ~canvas.given
+        last = canvas.given.flip(1).cumsum(1).flip(1) == 0  # behind every given token: a hole between them is no end
+        ended = canvas.committed & torch.isin(canvas.ids, self.ends) & decided & last
+        behind = self.behind | ((ended.cumsum(1) - ended.long()) > 0)
+        self.behind = behind
         canvas.ids = canvas.ids.masked_fill(behind, self.padding)
         canvas.undecided = canvas.undecided & ~behind
         self.commit_step.masked_fill_(behind, -1)
         self.confidences.masked_fill_(behind, 1.0)
 
-    def _stream(self, stop: int) -> None:
+    def _stream(self) -> None:
+        """Hand over the tokens before which everything stands, up to the first end."""
         if self.streamer is None:
             return
         canvas = self.canvas
@@ -245,7 +268,7 @@ class Loop:
             self.streamer.put(canvas.ids[:, : self.guide.prompt_length].cpu())
             self.streamed = self.guide.prompt_length
             return
-        stands = int((canvas.undecided.cumsum(1) == 0).sum(1)[0])
-        if min(stands, stop) > self.streamed:
+        stands = int((((canvas.undecided | self.behind).cumsum(1)) == 0).sum(1)[0])
+        if stands > self.streamed:
             self.streamer.put(canvas.ids[0, self.streamed : stands].cpu())
             self.streamed = stands

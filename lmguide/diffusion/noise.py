@@ -33,11 +33,13 @@ _BELOW_ONE = 1 - 2.0**-24
 class RowNoise:
     """The noise of the rows of one call.
 
-    A number is a hash of (row key, stream, step, column[, token]). Rows with equal keys have equal noise. A stream is
-    a name for one use of the noise; numbers of different streams are independent.
+    A number is a hash of (row key, stream, step, column[, token]). Columns count from a row's first token, so that its
+    padding does not matter either. Rows with equal keys have equal noise. A stream is a name for one use of the noise;
+    numbers of different streams are independent.
 
     Args:
         keys: `[B]` int64, one key per row; see `keys_from`.
+        first: `[B]` int64, the column of each row's first token; None is 0.
 
     Raises:
         TypeError: `keys` is not a tensor of int64.
@@ -50,13 +52,14 @@ class RowNoise:
         True
     """
 
-    def __init__(self, keys: Tensor) -> None:
+    def __init__(self, keys: Tensor, first: Tensor | None = None) -> None:
         if not isinstance(keys, Tensor) or keys.dtype != torch.int64:
             got = str(keys.dtype) if isinstance(keys, Tensor) else type(keys).__name__
             raise TypeError(f"keys: expected a tensor of int64, got {got}. Use keys_from to draw them.")
         if keys.dim() != 1:
             raise ValueError(f"keys: expected one key per row, [B], got the shape {list(keys.shape)}. Use keys_from.")
         self.keys = keys
+        self.first = torch.zeros_like(keys) if first is None else first
         start = torch.full_like(keys, _START[0], dtype=torch.int32), torch.full_like(keys, _START[1], dtype=torch.int32)
         self._rows = _absorb(_absorb(start, _low_word(keys)), _low_word(keys >> 32))
 
@@ -122,7 +125,7 @@ class RowNoise:
         """
         check_whole("vocab_size", vocab_size, "Give the number of tokens of the model.", least=1)
         first, second = self._at(stream, step)
-        first, second = _absorb((first[rows], second[rows]), columns.to(torch.int32))
+        first, second = _absorb((first[rows], second[rows]), (columns - self.first[rows]).to(torch.int32))
         words = torch.arange(vocab_size, dtype=torch.int32, device=rows.device) ^ first[:, None]
         # The second word enters in the middle. If it came before or after, positions whose first words differ in few
         # bits would have each other's numbers, in another order.
@@ -137,8 +140,8 @@ class RowNoise:
 
     def _words(self, stream: str, step: int, start: int, stop: int) -> Tensor:
         first, second = self._at(stream, step)
-        columns = torch.arange(start, stop, dtype=torch.int32, device=first.device)
-        return _absorb((first[:, None], second[:, None]), columns)[1]
+        columns = torch.arange(start, stop, device=first.device) - self.first[:, None]
+        return _absorb((first[:, None], second[:, None]), columns.to(torch.int32))[1]
 
 
 def keys_from(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lmguide.checks import check_whole
+from lmguide.guidance import Guidance, as_methods, parse_guidance
 from lmguide.sources.canvas import Canvas
 
 if TYPE_CHECKING:
@@ -28,6 +32,21 @@ class Prompts:
 
     canvas: Canvas
     prompt_length: int
+
+
+def methods_of(guidance: object) -> tuple[Guidance, ...]:
+    """A method, a string, several of both or nothing as methods.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: A string that cannot be read, or an empty list.
+    """
+    given: Any = [guidance] if isinstance(guidance, str) else guidance
+    if given is None:
+        return ()
+    if isinstance(given, list | tuple):
+        given = [parse_guidance(each) if isinstance(each, str) else each for each in given]
+    return as_methods(given)
 
 
 def lay_out(
@@ -50,6 +69,11 @@ def lay_out(
     mask_id = denoiser.mask_token_id
     masked = torch.zeros_like(ids, dtype=torch.bool) if mask_id is None else (ids == mask_id) & mask.bool()
     if infill:
+        if mask_id is None:
+            raise ValueError(
+                f"model: expected one with a mask token for infill, got {denoiser.family.name}, which denoises random "
+                "tokens: its canvas does not tell what is to be filled in. Leave infill out, or use a masked model."
+            )
         if new_tokens is not None:
             raise ValueError(
                 "max_new_tokens: a canvas that is filled in has its length already. Leave it out, or put mask tokens "
@@ -75,7 +99,12 @@ def lay_out(
 
 
 def check_lengths(
-    denoiser: Denoiser, length: int, answer: int, block_length: int | None, steps: int | None
+    denoiser: Denoiser,
+    length: int,
+    answer: int,
+    block_length: int | None,
+    steps: int | None,
+    holes: int | None = None,
 ) -> tuple[int | None, int]:
     """The block length and the steps of each block.
 
@@ -84,13 +113,19 @@ def check_lengths(
         length: Columns of the canvas.
         answer: Columns of the answer.
         block_length: As asked for.
-        steps: Of the whole answer, as asked for; `None` is one for each column.
+        steps: Of the whole answer, as asked for; `None` is one for each column, or where a canvas of full attention is
+            filled in as one window, for each hole.
+        holes: Undecided positions of the row with most, where canvases are filled in; `None` elsewhere.
 
     Raises:
         ValueError: Too long a canvas, blocks that do not fit the answer, or steps that do not fit the blocks.
     """
     limit = denoiser.max_length
     if limit is not None and length > limit:
+        if holes is not None:
+            raise ValueError(
+                f"input_ids: the canvas has {length} columns, but the model's context has {limit}. Shorten the canvas."
+            )
         raise ValueError(
             f"max_new_tokens: prompt and answer have {length} columns, but the model's context has {limit}. "
             "Shorten the prompt or max_new_tokens."
@@ -98,16 +133,20 @@ def check_lengths(
     family = denoiser.family
     if block_length is not None:
         check_whole("block_length", block_length, "Give the columns of a block, 32 for example.", least=1)
+        block_length = operator.index(block_length)
     if steps is not None:
         check_whole("steps", steps, "Give the number of denoising steps, 128 for example.", least=1)
+        steps = operator.index(steps)
     if family.attention == "full":
         block = block_length or answer
         if answer % block:
             raise ValueError(
                 f"block_length: expected a divisor of the answer's {answer} columns, got {block}. "
-                "Change it or max_new_tokens."
+                f"Change it{'' if holes is not None else ' or max_new_tokens'}."
             )
         blocks = answer // block
+        if steps is None and blocks == 1 and holes is not None:
+            return block_length, holes
     else:
         block = block_length or family.block_length or answer
         if family.block_length is not None and family.block_length % block:
@@ -127,22 +166,145 @@ def check_lengths(
     return block_length, steps // blocks
 
 
+def most_blocks(denoiser: Denoiser, length: int, prompt_length: int, block_length: int | None) -> int:
+    """The blocks of an answer; of a block-causal family the most that a prompt of any length may leave it.
+
+    Args:
+        denoiser: The model.
+        length: Columns of the canvas.
+        prompt_length: Columns of the prompt; 0 where a canvas is filled in.
+        block_length: As asked for.
+    """
+    answer = length - prompt_length
+    width = block_length or denoiser.family.block_length or answer
+    begun = denoiser.family.attention == "block_causal" and prompt_length > 0
+    return (answer + width - 2) // width + 1 if begun else -(-answer // width)
+
+
 def token_list(argument: str, tokens: object, vocab_size: int) -> list[int]:
-    """One token id, several or none as a list.
+    """One token id, several or none as a list: an integer, a sequence, a set, a tensor or an array.
 
     Raises:
         ValueError: Not ids of the vocabulary.
     """
-    items: list[Any] = [] if tokens is None else list(tokens) if isinstance(tokens, Sequence) else [tokens]
+    items = _items(tokens)
     for item in items:
-        if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < vocab_size:
+        if (token := _token(item)) is None or not 0 <= token < vocab_size:
             raise ValueError(
                 f"{argument}: expected token ids in [0, {vocab_size}), got {item!r}. Use the model's own tokenizer."
             )
-    return items
+    return [operator.index(item) for item in items]
+
+
+def own_tokens(denoiser: Denoiser, tokenizer: Any, name: str, unfit: int | None = None) -> list[int]:
+    """What a model's own configurations say of a token, then its tokenizer; what is no token of it says nothing.
+
+    Args:
+        denoiser: The model.
+        tokenizer: In the place of the denoiser's own; `None` is that.
+        name: Such as `eos_token_id`.
+        unfit: A token that will not do.
+    """
+    tokenizer = denoiser.tokenizer if tokenizer is None else tokenizer
+    for holder in (getattr(denoiser.model, "generation_config", None), denoiser.model.config, tokenizer):
+        tokens = [_token(item) for item in _items(getattr(holder, name, None))]
+        fit = [token for token in tokens if token is not None and 0 <= token < denoiser.vocab_size and token != unfit]
+        if fit:
+            return fit
+    return []
+
+
+def check_tokens(
+    suppressed: list[int], ends: list[int], padding: list[int], mask_token_id: int | None, vocab_size: int
+) -> None:
+    """Refuse tokens that leave nothing to write, or that write what is never written.
+
+    Args:
+        suppressed: Tokens that are never written.
+        ends: Ends as the user gave them.
+        padding: Padding as the user gave it.
+        mask_token_id: The mask token, if there is one.
+        vocab_size: Ids are below it.
+
+    Raises:
+        ValueError: They do.
+    """
+    if len({*suppressed, *(() if mask_token_id is None else (mask_token_id,))}) == vocab_size:
+        raise ValueError(
+            f"suppress_tokens: expected a token that is left to write, got all {vocab_size} of the vocabulary. "
+            "Leave some out."
+        )
+    if len(padding) > 1:
+        raise ValueError(f"pad_token_id: expected one token, got {len(padding)}. Choose one of them.")
+    for argument, tokens in (("eos_token_id", ends), ("pad_token_id", padding)):
+        if mask_token_id is not None and mask_token_id in tokens:
+            raise ValueError(
+                f"{argument}: expected a token of text, got the mask token {mask_token_id}, which means undecided. "
+                "Give the tokenizer's end token."
+            )
+
+
+def checked_constraint(
+    constraint: Callable[[Tensor, Tensor, Tensor], Tensor] | None, canvas: Canvas, vocab_size: int
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """A constraint on the canvas as it is when asked, whose answers are looked at.
+
+    Args:
+        constraint: Canvas `[B, L]`, rows and columns `[n]` to booleans `[n, V]`; `None` stays `None`.
+        canvas: The canvases.
+        vocab_size: V.
+
+    Raises:
+        TypeError: It is no function.
+    """
+    if constraint is None:
+        return None
+    if not callable(constraint):
+        raise TypeError(
+            f"constraint: expected a function of canvas, rows and columns, got {type(constraint).__name__}. "
+            "Return booleans [n, V]."
+        )
+
+    def allowed(rows: Tensor, columns: Tensor) -> Tensor:
+        found: object = constraint(canvas.ids, rows, columns)
+        shape, device = [len(rows), vocab_size], canvas.ids.device
+        if isinstance(found, torch.Tensor):
+            if found.dtype == torch.bool and list(found.shape) == shape and found.device == device:
+                return found
+            got = f"{found.dtype} of shape {list(found.shape)} on {found.device}"
+        else:
+            got = type(found).__name__
+        raise ValueError(
+            f"constraint: expected booleans [n, V], {shape} on {device}, got {got}. Return one row for each position, "
+            "True where a token is allowed."
+        )
+
+    return allowed
+
+
+def _items(tokens: object) -> list[Any]:
+    """One thing or several as a list."""
+    if tokens is None:
+        return []
+    listed: Any = tokens.tolist() if hasattr(tokens, "tolist") else tokens  # tensors, arrays and their numbers
+    if isinstance(listed, AbstractSet):
+        return sorted(listed, key=str)
+    return list(listed) if isinstance(listed, Sequence) and not isinstance(listed, str | bytes) else [listed]
+
+
+def _token(item: object) -> int | None:
+    """A token id as an int; `None` if it is none."""
+    if isinstance(item, torch.Tensor) and not item.ndim:
+        item = item.item()
+    return int(item) if isinstance(item, Integral) and not isinstance(item, bool) else None
 
 
 def _ids(denoiser: Denoiser, ids: object) -> Tensor:
+    if isinstance(ids, Mapping):
+        raise ValueError(
+            f"input_ids: expected integer ids [rows, tokens], got {type(ids).__name__}. "
+            "Pass the tokenizer's output as generate(model, **inputs)."
+        )
     if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.dtype not in {torch.int32, torch.int64}:
         got = f"{ids.dtype} of shape {list(ids.shape)}" if isinstance(ids, torch.Tensor) else type(ids).__name__
         raise ValueError(

@@ -58,9 +58,9 @@ def windows(canvas: Canvas, prompt_length: int, block_length: int | None, family
     width = block_length or family.block_length or length
     first_token = (1 - canvas.attention_mask).sum(1, keepdim=True)  # left padding
     block = (columns - first_token) // width
-    begin = (prompt_length - first_token) // width
+    begin = (prompt_length - first_token).clamp_min(0) // width
     number = block - begin  # [B, L]: which of a row's answer blocks a column is in
-    answer = columns >= prompt_length
+    answer = (columns >= prompt_length) & (columns >= first_token)
     for index in range(int(number.max()) + 1):
         own = (number == index) & answer
         inside = own.any(0).nonzero()

@@ -1,6 +1,7 @@
 """Guidance methods: one frozen dataclass each, the same description for every engine."""
 
 from lmguide.guidance.base import GUIDANCE, Guidance, as_methods
+from lmguide.guidance.caif import CAIF, Fudge
 from lmguide.guidance.canvas import AdaptiveCFG
 from lmguide.guidance.gedi import GeDi
 from lmguide.guidance.models import AutoGuidance, Contrastive, DExperts, ProxyTuning
@@ -20,10 +21,12 @@ from lmguide.guidance.prompts import (
 )
 from lmguide.guidance.rewards import ClassifierGuidance, RewardedSamples
 from lmguide.guidance.self_contrast import DoLa, S2Guidance
+from lmguide.guidance.words import WordGuidance
 
 __all__ = [
     "APG",
     "CAD",
+    "CAIF",
     "CFG",
     "GUIDANCE",
     "ICG",
@@ -36,6 +39,7 @@ __all__ = [
     "DExperts",
     "DivergenceDampedCFG",
     "DoLa",
+    "Fudge",
     "GeDi",
     "Guidance",
     "PromptMixture",
@@ -45,6 +49,7 @@ __all__ = [
     "SelectiveCFG",
     "SuffixCFG",
     "TangentialCFG",
+    "WordGuidance",
     "as_methods",
     "parse_guidance",
 ]

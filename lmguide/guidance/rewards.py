@@ -42,6 +42,9 @@ def add_reward(scores: Tensor, log_reward: Tensor, scale: Scale, most: float | N
     """
     before, reward = broadcast(scores, log_reward)
     strength = per_row("scale", scale, before)
+    if not isinstance(strength, torch.Tensor) and strength > 0:  # infinities come out right by themselves
+        change = strength * reward
+        return before + (change if most is None else change.clamp_max(most))
     never = torch.isneginf(reward)
     change = strength * reward.masked_fill(never, 0.0)
     if most is not None:

@@ -3,16 +3,19 @@
 from lmguide.processors.base import GuidanceLogitsProcessor
 from lmguide.processors.canvas import AdaptiveCFGLogitsProcessor, CanvasLogitsProcessor, MaskedCFGLogitsProcessor
 from lmguide.processors.methods import (
+    CAIFLogitsProcessor,
     CFGLogitsProcessor,
     ContrastiveLogitsProcessor,
     DoLaLogitsProcessor,
     GeDiLogitsProcessor,
     SelectiveCFGLogitsProcessor,
     SuffixCFGLogitsProcessor,
+    WordGuidanceLogitsProcessor,
 )
 
 __all__ = [
     "AdaptiveCFGLogitsProcessor",
+    "CAIFLogitsProcessor",
     "CFGLogitsProcessor",
     "CanvasLogitsProcessor",
     "ContrastiveLogitsProcessor",
@@ -22,4 +25,5 @@ __all__ = [
     "MaskedCFGLogitsProcessor",
     "SelectiveCFGLogitsProcessor",
     "SuffixCFGLogitsProcessor",
+    "WordGuidanceLogitsProcessor",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from lmguide.guidance import CFG, Contrastive, DoLa, GeDi, SelectiveCFG, SuffixCFG
+from lmguide.guidance import CAIF, CFG, Contrastive, DoLa, GeDi, SelectiveCFG, SuffixCFG, WordGuidance
 from lmguide.processors.base import GuidanceLogitsProcessor
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lmguide.contexts import Context, Prompt
+    from lmguide.descriptions.caif import Label, Texts
+    from lmguide.descriptions.words import Words
 
 
 class CFGLogitsProcessor(GuidanceLogitsProcessor):
@@ -165,6 +167,62 @@ class GeDiLogitsProcessor(GuidanceLogitsProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, GeDi(guide, code, codes, omega, **settings or {}), tokenizer, **kwargs)
+
+
+class CAIFLogitsProcessor(GuidanceLogitsProcessor):
+    """`CAIF` as a processor.
+
+    Args:
+        model: The model being decoded.
+        classifier: As in `CAIF`.
+        label: As in `CAIF`.
+        alpha: As in `CAIF`.
+        tokenizer: The tokenizer of the model being decoded, where the classifier reads texts.
+        settings: Other arguments of `CAIF`, such as `{"top_k": 20, "gate": Entropy(2.0)}`.
+        **kwargs: As in `GuidanceLogitsProcessor`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        classifier: PreTrainedModel | Texts | str,
+        label: Label | tuple[Label, ...],
+        alpha: float | tuple[float, ...] = 5.0,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        settings: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, CAIF(classifier, label, alpha, **settings or {}), tokenizer, **kwargs)
+
+
+class WordGuidanceLogitsProcessor(GuidanceLogitsProcessor):
+    """`WordGuidance` as a processor.
+
+    Args:
+        model: The model being decoded.
+        include: As in `WordGuidance`.
+        exclude: As in `WordGuidance`.
+        beta: As in `WordGuidance`.
+        alpha: As in `WordGuidance`.
+        tokenizer: The tokenizer of the model being decoded.
+        settings: Other arguments of `WordGuidance`, such as `{"exclude_at": "last_token"}`.
+        **kwargs: As in `GuidanceLogitsProcessor`; without `max_new_tokens` nobody knows that the last token of an
+            answer ends its word.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        include: Words = (),
+        exclude: Words = (),
+        beta: float = 5.0,
+        alpha: float = 100.0,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        settings: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        method = WordGuidance(include, exclude, beta, alpha, **settings or {})
+        super().__init__(model, method, tokenizer, **kwargs)
 
 
 def _split(negative_prompt: Prompt | Context | Tensor | None) -> tuple[Any, Any]:

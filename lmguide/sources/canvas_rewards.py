@@ -216,7 +216,8 @@ class SampleReward:
         clean[rows, :, columns] = self._tokens
         weights = self._weigh(clean, canvas.attention_mask[:, :stop])
         if self.context.mode == "pick":
-            picked = _draw(weights.log(), uniform("sampled_canvases/pick")[:, :1])
+            begins = (1 - canvas.attention_mask[:, :stop]).sum(1, keepdim=True)  # a row does not notice its padding
+            picked = _draw(weights.log(), uniform("sampled_canvases/pick").gather(1, begins))
             weights = torch.zeros_like(weights).scatter_(1, picked, 1.0)
         self._weights = weights[rows]
 

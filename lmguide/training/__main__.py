@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python -m lmguide.training",
         description="Train one of the small bundled models on its synthetic corpus (tales: about 5 minutes on one "
-        "core, slots: 1 minute, sudoku: seconds).",
+        "core, slots: 2 minutes, sudoku: seconds).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )

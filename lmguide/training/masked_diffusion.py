@@ -182,7 +182,7 @@ SLOTS = _recipe(
     TALES_IN_SLOTS,
     Settings(
         steps=1500,
-        batch_size=128,
+        batch_size=256,  # with fewer the learnt shares of the topics scatter more about those of the corpus
         learning_rate=4e-3,
         null_share=0.25,
         hidden_size=64,

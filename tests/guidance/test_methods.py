@@ -46,6 +46,9 @@ METHODS: list[Guidance] = [
     lg.AdaptiveCFG(2.5, 0.5, "generated", "entropy", "previous", **EVERY),
     ClassifierGuidance("some/classifier", (1, 0), 2.0, 5.0, **EVERY),
     RewardedSamples("some.module:reward", (0.5, 1.5), 8, 0.1, "pick", 7, **EVERY),
+    lg.CAIF("some/classifier", ("glad", 1), (-2.0, 2.0), 20, "mean", "text", 32, 64, **EVERY),
+    lg.Fudge("some/classifier", 1, 4.0, 20, "mean", **EVERY),
+    lg.WordGuidance((("sea",), ("ship",)), ("cat",), 2.0, 3.0, False, "boundary", 0.5, **EVERY),
     lg.GeDi(
         "some/guide",
         (4,),
@@ -105,6 +108,8 @@ def test_defaults_come_back_too(name: str) -> None:
         required["label"] = 1  # type: ignore[assignment]
     if name == "rewarded_samples":
         required["reward"] = "some.module:reward"
+    if name == "word_guidance":
+        required["include"] = ["sea"]  # type: ignore[assignment]
     if name == "gedi":
         required["codes"] = ["some/model", "grim"]  # type: ignore[assignment]
     method = Guidance.from_dict({"name": name, **required})
@@ -162,7 +167,14 @@ def test_every_context_goes_to_json_inside_a_mixture() -> None:
         "masked_prompt": lg.MaskedPrompt(),
         "remasked_canvas": lg.RemaskedCanvas(0.5, "prompt", "entropy", "previous"),
     }
-    made_by_their_methods = {"early_layers", "classifier_gradient", "sampled_canvases", "class_posterior"}
+    made_by_their_methods = {
+        "early_layers",
+        "classifier_gradient",
+        "sampled_canvases",
+        "class_posterior",
+        "text_classifier",
+        "word_lists",
+    }
     assert set(contexts) == set(CONTEXTS.names()) - made_by_their_methods
     method = lg.PromptMixture(tuple(contexts.values()), (0.1,) * len(contexts))
     assert Guidance.from_json(method.to_json()) == method

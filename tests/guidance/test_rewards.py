@@ -23,6 +23,9 @@ NINF = -math.inf
 REWARDS: dict[str, Guidance] = {
     "classifier_guidance": ClassifierGuidance("some/classifier", 1, 2.0),
     "rewarded_samples": RewardedSamples("some.module:reward", 2.0),
+    "caif": lg.CAIF("some/classifier", 1, 2.0),
+    "fudge": lg.Fudge("some/classifier", 1, 2.0),
+    "word_guidance": lg.WordGuidance("sea", "cat"),
     "gedi": lg.GeDi("some/guide", "glad", ("glad", "grim")),
 }
 all_rewards = pytest.mark.parametrize("name", REWARDS)

@@ -14,6 +14,7 @@ from lmguide import rules
 from tests.families import ENCODER_DECODERS, VOCAB, text, tiny
 from tests.gedi import kept, log_posterior
 from tests.huggingface.reference import Law, View, next_token, thinned
+from tests.sources.rewards.classifiers import alone, bag, unpadded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ PASSAGE = (11, 12, 13)
 SUFFIX = (33, 90, 7)
 CLASSES = ((40,), (41, 42))
 """Control codes of the guide that judges for GeDi."""
+BARRED = tuple(f"w{token}" for token in range(2, VOCAB, 5))
+"""Words that an answer must not have."""
 UNLIKELY = -9.0
 """Bias of the wanted class: where it is all but certain there is nothing to guide."""
 
@@ -145,6 +148,41 @@ def _posterior(s: Setting, v: View, mean_over: float | None = None) -> Tensor:
 
 def _best(scores: Tensor, posterior: Tensor) -> Tensor:
     return scores.masked_fill(~kept(scores, posterior, 0.8, 0.6), -torch.inf)
+
+
+@lru_cache(maxsize=100_000)
+def _verdict(ids: tuple[int, ...]) -> float:
+    return float(alone(unpadded(), ids).log_softmax(-1)[2])
+
+
+@lru_cache(maxsize=100_000)
+def _gpt2(ids: tuple[int, ...]) -> float:
+    return float(alone(unpadded("gpt2"), ids).log_softmax(-1)[1])
+
+
+def _bag(ids: tuple[int, ...]) -> float:
+    return float(bag([text([token for token in ids if token > 1])])[0, 1])
+
+
+def _judged(
+    c: Tensor, v: View, of: Callable[[tuple[int, ...]], float], scale: float, top: int, mean: bool = False
+) -> Tensor:
+    """The classifier's verdict on each candidate's whole text; special tokens are no text."""
+    best = c.topk(top).indices.tolist()
+    whole = (*v.prompt, *v.answer)
+    verdicts = [of((*whole, token) if token > 1 else whole) for token in best]
+    reward = torch.full_like(c, sum(verdicts) / top if mean else -torch.inf)
+    reward[best] = torch.tensor(verdicts)
+    return c + scale * reward
+
+
+def _words(answer: list[int]) -> Tensor:
+    """Every fifth word costs 6; 70 and 71 behind it are worth 4 until they stand in the answer."""
+    reward = torch.zeros(VOCAB)
+    reward[2::5] = -6.0
+    if " w70 w71 " not in f" {text(answer)} ":
+        reward[71 if answer[-1:] == [70] else 70] += 4.0
+    return reward
 
 
 def _random(setting: Setting, view: View) -> list[int]:
@@ -272,6 +310,19 @@ METHODS: dict[str, tuple[Make, Score]] = {
             s.judge, CLASSES[0], CLASSES, form="normalized", class_bias=UNLIKELY, filter_p=0.8, target_p=0.6
         ),
         lambda s, c, v: _best(c + 30 * _posterior(s, v, 1.0), _posterior(s, v, 1.0)),
+    ),
+    "caif": (lambda s: lg.CAIF(unpadded(), 2, 5.0, 8), lambda s, c, v: _judged(c, v, _verdict, 5.0, 8)),
+    "caif, texts": (
+        lambda s: lg.CAIF(bag, 1, -5.0, 8, rest="mean", gate=lg.Period(2)),
+        lambda s, c, v: c if len(v.answer) % 2 else _judged(c, v, _bag, -5.0, 8, mean=True),
+    ),
+    "fudge": (
+        lambda s: lg.Fudge(unpadded("gpt2"), 1, 9.0, 8, gate=lg.Entropy(s.threshold)),
+        lambda s, c, v: _judged(c, v, _gpt2, 9.0, 8) if entropy_of(c) > s.threshold else c,
+    ),
+    "words": (
+        lambda s: lg.WordGuidance("w70 w71", BARRED, 4.0, 6.0, variants=False, exclude_at="last_token"),
+        lambda s, c, v: c + _words(v.answer),
     ),
     "gedi and cfg": (
         lambda s: [

@@ -81,6 +81,82 @@ def test_a_canvas_with_another_prompt_is_a_new_call() -> None:
     assert processor.stats.steps == STEPS
 
 
+def law_of(canvas: torch.Tensor) -> torch.Tensor:
+    """What a fresh processor says of a canvas."""
+    denoiser = denoiser_of("llada")
+    return lg.MaskedCFGLogitsProcessor(denoiser, 3.0)(canvas, denoiser(canvas))
+
+
+def masked_cfg() -> lg.CanvasLogitsProcessor:
+    return lg.CanvasLogitsProcessor(denoiser_of("llada"), lg.CFG(3.0, schedule=lg.Linear(0.0, 1.0)), steps=9)
+
+
+@pytest.mark.parametrize("step", [None, 0])
+def test_a_longer_prompt_that_begins_alike_is_a_new_call(step: int | None) -> None:
+    denoiser = denoiser_of("llada")
+
+    long = canvas_of(1, 7, ANSWER - 2)
+    short = long.clone()
+    short[:, 5:] = MASK
+    processor = lg.MaskedCFGLogitsProcessor(denoiser, 3.0)
+    loop(denoiser, short, None, lambda canvas, scores, _: processor(canvas, scores))
+    assert processor(long, denoiser(long), step).equal(law_of(long)), "all of the longer prompt is masked"
+    assert processor.stats.steps == 1
+
+
+def test_a_tensor_that_is_written_in_place() -> None:
+    denoiser = denoiser_of("llada")
+
+    canvas, second = canvas_of(1, 5, ANSWER), canvas_of(1, 5, ANSWER, seed=1)
+    processor = lg.MaskedCFGLogitsProcessor(denoiser, 3.0)
+    processor(canvas, denoiser(canvas))
+    canvas[:, 7] = 9
+    processor(canvas, denoiser(canvas))
+    assert processor.stats.steps == 2, "a later canvas of the same call"
+    canvas.copy_(second)
+    assert processor(canvas, denoiser(canvas)).equal(law_of(second))
+    assert processor.stats.steps == 1
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_same_prompt_again_starts_the_schedule_again(counted: bool) -> None:
+    denoiser, canvas = denoiser_of("llada"), canvas_of(2, 5, ANSWER)
+    processor = masked_cfg()
+
+    def guided(canvas: torch.Tensor, scores: torch.Tensor, step: int) -> torch.Tensor:
+        found: torch.Tensor = processor(canvas, scores, step) if counted else processor(canvas, scores)
+        return found
+
+    first = loop(denoiser, canvas, None, guided)
+    assert loop(denoiser, canvas, None, guided).equal(first)
+    assert processor.stats.steps == STEPS
+
+
+def test_masks_that_come_back_one_by_one_are_the_same_call() -> None:
+    denoiser, canvas = denoiser_of("llada"), canvas_of(1, 5, ANSWER)
+    processor = masked_cfg()
+    for places in ([], [6, 8], [8], [8, 10]):  # a loop that masks a token again
+        now = canvas.clone()
+        now[:, places] = 9
+        processor(now, denoiser(now))
+    assert processor.stats.steps == 4
+    counted = masked_cfg()
+    for step, places in enumerate(([], [5], [])):  # even all of them, where the steps are told
+        now = canvas.clone()
+        now[:, places] = 9
+        counted(now, denoiser(now), step)
+    assert counted.stats.steps == 3
+
+
+def test_a_canvas_without_masks_keeps_its_scores() -> None:
+    denoiser = denoiser_of("llada")
+    canvas = canvas_of(2, 9, 0)
+    processor = lg.AdaptiveCFGLogitsProcessor(denoiser, 3.0)
+    scores = denoiser(canvas)
+    assert processor(canvas, scores).equal(scores.float().log_softmax(-1))
+    assert processor.stats.steps == 0
+
+
 def test_refused() -> None:
     with pytest.raises(ValueError, match="^model: expected one with a mask token"):
         lg.MaskedCFGLogitsProcessor(denoiser_of("udlm"))

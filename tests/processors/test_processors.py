@@ -9,10 +9,11 @@ import torch
 
 import lmguide as lg
 from tests.families import ENCODER_DECODERS, FAMILIES, STATEFUL, padded, text, tiny, tokens, words
-from tests.huggingface.methods import METHODS, NEW, Setting, entropy_of
+from tests.huggingface.methods import BARRED, METHODS, NEW, Setting, entropy_of
 from tests.huggingface.modes import MODES, Mode
 from tests.huggingface.reference import First, next_token
 from tests.huggingface.test_view import Counter
+from tests.sources.rewards.classifiers import unpadded
 
 NEEDS_LENGTH = {"cfg, growing", "cfg, in a window"}
 """Methods whose schedule needs the answer's length, which no processor is told."""
@@ -62,7 +63,7 @@ def expected(setting: Setting, method: str, **more: Any) -> list[list[int]]:
     return run(First(setting.model, setting.law(method)), setting, GREEDY, **more)
 
 
-REUSED = ("cfg, last token", "selective", "suffix", "dola", "dexperts")
+REUSED = ("cfg, last token", "selective", "suffix", "dola", "dexperts", "caif", "fudge", "words")
 
 
 @pytest.mark.parametrize(
@@ -194,6 +195,16 @@ NAMED: dict[str, tuple[Any, lg.Guidance]] = {
         lambda m: lg.ContrastiveLogitsProcessor(m, tiny("llama", 1), 0.7, 0.2, "original"),
         lg.Contrastive(tiny("llama", 1), 0.7, 0.2, "original"),
     ),
+    "caif": (
+        lambda m: lg.CAIFLogitsProcessor(m, unpadded(), 2, 5.0, settings={"top_k": 8}),
+        lg.CAIF(unpadded(), 2, 5.0, 8),
+    ),
+    "words": (
+        lambda m: lg.WordGuidanceLogitsProcessor(
+            m, "w9", BARRED, 4.0, 6.0, words(), {"exclude_at": "boundary"}, max_new_tokens=NEW
+        ),
+        lg.WordGuidance("w9", BARRED, 4.0, 6.0, exclude_at="boundary"),
+    ),
     "dola": (lambda m: lg.DoLaLogitsProcessor(m, (1, 2), 0.5, 0.2), lg.DoLa((1, 2), 0.5, 0.2)),
 }
 
@@ -201,7 +212,7 @@ NAMED: dict[str, tuple[Any, lg.Guidance]] = {
 @pytest.mark.parametrize("name", NAMED)
 def test_each_named_processor_is_its_method(name: str) -> None:
     make, method = NAMED[name]
-    view: Any = lg.guide(tiny("llama"), method)
+    view: Any = lg.guide(tiny("llama"), method, tokenizer=words())
     expected = run(view, SETTING, GREEDY)
     assert guided(make(tiny("llama")), SETTING) == expected
     assert expected != run(tiny("llama"), SETTING, GREEDY)

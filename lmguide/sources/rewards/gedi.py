@@ -34,48 +34,41 @@ class Standing:
     """What the guide holds of a prefix.
 
     Attributes:
-        logits: Of what follows it, `[C, R, V]`, float32.
-        rows: Of the loop's rows, where each stands in `logits`, `[B]`; `None` where they stand as they are.
-        total: `logsumexp` of the logits by row of the loop, `[C, B]`.
+        laws: Log-probabilities of what follows it, `[C, R, V]`, float32, all finite.
+        rows: Of the loop's rows, where each stands in `laws`, `[B]`; `None` where they stand as they are.
         evidence: `log p(text | code)` less its mean over the codes, `[C, B]`: the mean cancels in every posterior, and
             what is left stays small, so that long texts lose no precision.
         count: Tokens of text, `[B]`.
     """
 
-    logits: Tensor
+    laws: Tensor
     rows: Tensor | None
-    total: Tensor
     evidence: Tensor
     count: Tensor
 
     def of(self, order: Tensor) -> Standing:
         """The same in another order of the loop's rows."""
         rows = order if self.rows is None else self.rows[order]
-        return Standing(self.logits, rows, self.total[:, order], self.evidence[:, order], self.count[order])
+        return Standing(self.laws, rows, self.evidence[:, order], self.count[order])
 
     def here(self) -> Tensor:
-        """The logits in the loop's order, `[C, B, V]`."""
-        return self.logits if self.rows is None else self.logits[:, self.rows]
+        """The laws in the loop's order, `[C, B, V]`."""
+        return self.laws if self.rows is None else self.laws[:, self.rows]
 
-    def then(self, tokens: Tensor, seen: Tensor | None, logits: Tensor, total: Tensor) -> Standing:
+    def then(self, tokens: Tensor, seen: Tensor | None, laws: Tensor) -> Standing:
         """One token later.
 
         Args:
             tokens: The tokens, `[B]`.
             seen: Rows whose token the guide knows; `None` is all.
-            logits: What the guide says behind it, `[C, B, V]`.
-            total: Their `logsumexp`.
+            laws: What the guide says behind it, `[C, B, V]`.
         """
         rows = torch.arange(len(tokens), device=tokens.device) if self.rows is None else self.rows
-        news = _centred(self.logits[:, rows, tokens] - self.total)
+        news = _centred(self.laws[:, rows, tokens])
         if seen is None:
-            return Standing(logits, None, total, self.evidence + news, self.count + 1)
+            return Standing(laws, None, self.evidence + news, self.count + 1)
         return Standing(
-            torch.where(seen[:, None], logits, self.here()),
-            None,
-            torch.where(seen, total, self.total),
-            self.evidence + news * seen,
-            self.count + seen,
+            torch.where(seen[:, None], laws, self.here()), None, self.evidence + news * seen, self.count + seen
         )
 
 
@@ -116,6 +109,7 @@ class PosteriorReward:
         handicap = [b + math.log(share / sum(prior)) for b, share in zip(bias, prior, strict=True)]
         handicap[self._wanted] += context.class_bias
         ahead = [handicap[other] - handicap[self._wanted] for other in self._others]
+        self._handicapped = any(ahead)
         self._ahead = torch.tensor(ahead, device=generation.device)[:, None]
         self._map = _map(context, generation, guide, tokenizer)
         self._width = guide.config.get_text_config(decoder=True).vocab_size
@@ -209,29 +203,23 @@ class PosteriorReward:
         rows, device = self._branch.rows, self._branch.rows.ids.device
         longest = max(self._texts)
         raw = self._branch.logits(rows.ids[:, :0], longest + 1)
-        logits = fitted(raw[:, -1].clone(), self._width).float().clamp_min(FLOOR)
+        law = self._laws(raw[:, -1].clone())
         count = torch.tensor(self._texts, device=device)
         is_text = torch.arange(longest, 0, -1, device=device) <= count.repeat(self._codes)[:, None]
         tokens = rows.ids[:, rows.ids.shape[1] - longest :]
-        evidence = logits.new_zeros(len(tokens))
+        evidence = law.new_zeros(len(tokens))
         at_once = max(1, CHUNK // (len(tokens) * self._width))
         for start in range(0, longest, at_once):
             part = slice(start, min(longest, start + at_once))
-            laws = fitted(raw[:, part], self._width).float().clamp_min(FLOOR)
-            found = laws.gather(-1, tokens[:, part, None])[..., 0] - laws.logsumexp(-1)
+            found = self._laws(raw[:, part]).gather(-1, tokens[:, part, None])[..., 0]
             found = _centred(found.unflatten(0, (self._codes, -1))).flatten(0, 1)  # before summing, for precision
             evidence += found.where(is_text[:, part], 0.0).sum(1)
-        total = logits.logsumexp(-1)
-        if not bool((evidence + total).isfinite().all()):
+        if not bool((evidence + law.sum(-1)).isfinite().all()):
             raise ValueError(
                 "guide: expected finite scores of the prompt, got NaN or infinity. Load it in another dtype."
             )
         by_code = (self._codes, -1)
-        self._known = {
-            0: Standing(
-                logits.unflatten(0, by_code), None, total.unflatten(0, by_code), evidence.unflatten(0, by_code), count
-            )
-        }
+        self._known = {0: Standing(law.unflatten(0, by_code), None, evidence.unflatten(0, by_code), count)}
         self._step = 0
 
     def _read(self, generated: Tensor) -> None:
@@ -244,14 +232,13 @@ class PosteriorReward:
             seen = tokens >= 0
             tokens = tokens.clamp_min(0)
         raw = self._logits(tokens, seen, new)
-        laws = fitted(raw, self._width).float().clamp_min(FLOOR).unflatten(0, (self._codes, -1))
-        totals = laws.logsumexp(-1)
+        laws = self._laws(raw).unflatten(0, (self._codes, -1))
         standing = self._known[self._step]
         for place in range(-new, 0):
             known = None if seen is None else seen[:, place]
-            standing = standing.then(tokens[:, place], known, laws[:, :, place], totals[:, :, place])
+            standing = standing.then(tokens[:, place], known, laws[:, :, place])
         if new > 1:
-            standing = replace(standing, logits=standing.logits.clone())  # and let those of the other places go
+            standing = replace(standing, laws=standing.laws.clone())  # and let those of the other places go
         self._step = generated.shape[1]
         self._known = {**self._known, self._step: standing} if self._drafts else {self._step: standing}
 
@@ -264,27 +251,28 @@ class PosteriorReward:
         length = tokens.shape[1]
         return torch.cat([self._branch.logits(tokens[:, :end]) for end in range(length - keep + 1, length + 1)], 1)
 
+    def _laws(self, logits: Tensor) -> Tensor:
+        """Log-probabilities without minus infinity."""
+        laws: Tensor = fitted(logits, self._width).float().log_softmax(-1)
+        return laws.clamp_min_(FLOOR)
+
     def _log_posterior(self, standing: Standing) -> Tensor:
-        logits, wanted = standing.here(), self._wanted
-        offset = standing.evidence - standing.total
-        later = _ahead(offset, wanted, self._others)[..., None]
-        if len(self._others) == 1:
-            behind = (logits[self._others[0]] - logits[wanted])[None] + later
-        else:
-            behind = logits[self._others] - logits[wanted] + later
+        laws, wanted = standing.here(), self._wanted
+        before = _ahead(standing.evidence, wanted, self._others)
+        others = laws[self._others[0]][None] if len(self._others) == 1 else laws[self._others]
+        behind = (others - laws[wanted]).add_(before[..., None])
         posterior = self._posterior(behind, (standing.count + 1)[:, None], self._ahead[..., None])
         if self._map is None:
             return posterior
-        before = self._posterior(
-            _ahead(standing.evidence, wanted, self._others), standing.count.clamp_min(1), self._ahead
-        )
-        return torch.where(self._map < 0, before[:, None], posterior[:, self._map.clamp_min(0)])
+        unchanged = self._posterior(before, standing.count.clamp_min(1), self._ahead)
+        return torch.where(self._map < 0, unchanged[:, None], posterior[:, self._map.clamp_min(0)])
 
     def _posterior(self, behind: Tensor, length: Tensor, ahead: Tensor) -> Tensor:
         """`-log(1 + sum_c exp(z_c - z_wanted))` from differences of evidence `[C - 1, ...]` over so many tokens."""
         if self._scale:
             behind = behind * (self._scale / length)
-        behind = behind + ahead
+        if self._handicapped:
+            behind = behind + ahead
         most = behind[0] if behind.shape[0] == 1 else behind.logsumexp(0)
         return torch.nn.functional.logsigmoid(-most)
 

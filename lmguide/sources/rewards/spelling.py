@@ -10,8 +10,6 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from transformers.convert_slow_tokenizer import bytes_to_unicode
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -23,8 +21,6 @@ _LONGEST_CHARACTER = 4
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 """A token of one byte, as SentencePiece writes it."""
-
-_BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 class Spelling:
@@ -111,6 +107,9 @@ def _is_word(character: str) -> bool:
 
 
 def _texts(tokenizer: Any, vocab_size: int) -> list[bytes]:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # late: it loads much
+
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     count = min(len(tokenizer), vocab_size)
     names = tokenizer.convert_ids_to_tokens(list(range(count)))
     added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
@@ -127,7 +126,7 @@ def _texts(tokenizer: Any, vocab_size: int) -> list[bytes]:
         elif token in added:
             texts.append(added[token].encode())
         elif by_bytes:
-            texts.append(bytes(_BYTE_OF[character] for character in name if character in _BYTE_OF))
+            texts.append(bytes(byte_of[character] for character in name if character in byte_of))
         elif byte := _BYTE.fullmatch(name):
             texts.append(bytes([int(byte[1], 16)]))
         else:

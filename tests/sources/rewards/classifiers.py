@@ -45,6 +45,12 @@ def causal(family: str = "llama") -> Any:
     return made(family)
 
 
+@cache
+def unpadded(family: str = "llama") -> Any:
+    """The same without a padding token, so that it reads the last token even where that pads for others."""
+    return made(family, pad_token_id=None)
+
+
 def encoder(**config: Any) -> Any:
     """A bidirectional classifier of three classes in the same vocabulary."""
     settings: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -68,6 +74,14 @@ def wide() -> tuple[Any, Any]:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w2"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     return model.eval(), tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>")
+
+
+BAG = torch.randn(VOCAB, 3, generator=torch.Generator().manual_seed(3))
+
+
+def bag(texts: list[str]) -> Tensor:
+    """Log-probabilities from the words of a text, whatever their order."""
+    return torch.stack([BAG[[int(word[1:]) for word in each.split()]].mean(0) for each in texts]).log_softmax(-1)
 
 
 def generation(prompts: Sequence[Sequence[int]], tokenizer: Any = None, total: int | None = 20) -> Generation:

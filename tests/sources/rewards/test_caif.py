@@ -16,6 +16,7 @@ from tests.refusals import refused
 from tests.sources.rewards.classifiers import (
     TURNED,
     alone,
+    bag,
     causal,
     encoder,
     generation,
@@ -32,12 +33,6 @@ if TYPE_CHECKING:
 
 LABEL = 2
 TOP = 9
-BAG = torch.randn(VOCAB, 3, generator=torch.Generator().manual_seed(3))
-
-
-def bag(texts: list[str]) -> Tensor:
-    """Log-probabilities from the words of a text, whatever their order."""
-    return torch.stack([BAG[[int(word[1:]) for word in each.split()]].mean(0) for each in texts]).log_softmax(-1)
 
 
 def _log_p(logits: Tensor) -> float:
