@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from lmguide.denoisers.caches import CanvasCache
     from lmguide.sources.canvas import Canvas
 
 
@@ -76,6 +77,25 @@ def denoiser_of(model: Any, tokenizer: Any = None) -> Denoiser:
                 "full attention, or another name of FAMILIES."
             ) from error
     return Denoiser(model, tokenizer=tokenizer)
+
+
+@dataclass
+class Stack:
+    """Sources of one model that run as one batch.
+
+    Attributes:
+        denoiser: The model.
+        attention_mask: `[n B, W]`, the widest canvas' columns, padded on the left.
+        width: Columns.
+        offset: Columns by which the answer stands further right than on the conditional's canvas; may be negative.
+        cache: Keys and values outside the window, if they are kept.
+    """
+
+    denoiser: Denoiser
+    attention_mask: Tensor
+    width: int
+    offset: int
+    cache: CanvasCache | None
 
 
 def bind_canvas(

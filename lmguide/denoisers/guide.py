@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import pad
 
 from lmguide import contexts
-from lmguide.denoisers.binding import Source, bind_canvas
+from lmguide.denoisers.binding import Source, Stack, bind_canvas
 from lmguide.denoisers.confidences import Confidences, candidates_of, confidence_of
 from lmguide.denoisers.stats import Stats
 from lmguide.sources.canvas import remask
 from lmguide.sources.canvas_rewards import CanvasReward, bind_reward
+from lmguide.sources.models import fitted
 from lmguide.step import Guided, guided_step
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmguide.denoisers.caches import CanvasCache
     from lmguide.denoisers.denoiser import Denoiser
     from lmguide.guidance import Guidance
     from lmguide.rules import Scale
@@ -32,30 +31,11 @@ MAIN = -1
 """Index of the conditional among sources."""
 
 CHUNK = {"cpu": 2**18, "cuda": 2**24}
-"""Scores worked on at once. Memory beside the model's own logits stays small whatever the vocabulary, and on a CPU a part
-fits into the cache: twice as fast as 2**21."""
+"""Scores worked on at once. Memory beside the model's own logits stays small whatever the vocabulary, and on a CPU a
+part fits into the cache: twice as fast as 2**21."""
 
 WARM_UP = 5
 """First steps on which a reused residual is made anew each time, as in dLLM-Cache (2506.06295)."""
-
-
-@dataclass
-class Stack:
-    """Sources of one model that run as one batch.
-
-    Attributes:
-        denoiser: The model.
-        attention_mask: `[n B, W]`, the widest canvas' columns, padded on the left.
-        width: Columns.
-        offset: Columns by which the answer stands further right than on the conditional's canvas; may be negative.
-        cache: Keys and values outside the window, if they are kept.
-    """
-
-    denoiser: Denoiser
-    attention_mask: Tensor
-    width: int
-    offset: int
-    cache: CanvasCache | None
 
 
 class Guide:
@@ -121,6 +101,7 @@ class Guide:
         stop: int,
         uniform: Callable[[str], Tensor] | None = None,
         logits: Tensor | None = None,
+        mine: Tensor | None = None,
     ) -> Law:
         """Run the conditional, and whatever is surely needed beside it, on the canvas as it is now.
 
@@ -130,12 +111,13 @@ class Guide:
             stop: First column behind.
             uniform: Noise `[B, L]` of a stream, for rewards that draw; `None` leaves them to their own seeds.
             logits: The conditional's `[B, L, V]`, where somebody has run it; `None` runs it here.
+            mine: Columns of each row's own block, `[B, stop - start]`; `None` is all.
         """
         if (start, stop) != self._window:
             self._window, self._kept = (start, stop), None
             self.refresh()
         reuse = self._kept is not None and progress.step >= WARM_UP and self._since + 1 < self.residual_interval
-        law = Law(self, progress, start, stop, self._kept if reuse else None, uniform)
+        law = Law(self, progress, start, stop, self._kept if reuse else None, uniform, mine)
         if logits is None:
             law.run((MAIN, *self._needed_now(progress, law)))
         else:
@@ -213,6 +195,7 @@ class Law:
         stop: First column behind.
         residual: The law whose `c - u` stands in for running the other sources; `None` runs them.
         uniform: Noise `[B, L]` of a stream, for rewards that draw.
+        mine: Columns of each row's own block, `[B, stop - start]`; `None` is all.
     """
 
     def __init__(
@@ -223,9 +206,10 @@ class Law:
         stop: int,
         residual: Law | None = None,
         uniform: Callable[[str], Tensor] | None = None,
+        mine: Tensor | None = None,
     ) -> None:
         self.guide, self.progress, self.start, self.stop, self.residual = guide, progress, start, stop, residual
-        self.uniform = uniform
+        self.uniform, self._mine = uniform, mine
         self.fired = torch.zeros((), dtype=torch.bool, device=guide.canvas.ids.device)
         self._ids = guide.canvas.ids
         self._logits: dict[int, tuple[Tensor, int]] = {}
@@ -241,7 +225,8 @@ class Law:
     def run(self, group: tuple[int, ...]) -> None:
         """One forward pass over the canvases of these sources, which share a model."""
         stack = self.guide.stack(group)
-        first, last = (self._first, self._last) if MAIN in group else (self.start, self.stop)
+        whole = MAIN in group or any(reward.needs_whole_canvas for reward in self.guide.rewards.values())
+        first, last = (self._first, self._last) if whole else (self.start, self.stop)
         canvases = [self._canvas(index) for index in group]
         canvases = [
             pad(ids, (stack.width - ids.shape[1], 0)) if ids.shape[1] < stack.width else ids for ids in canvases
@@ -336,7 +321,8 @@ class Law:
 
     def _source(self, index: int, cond: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         if (then := self.residual) is not None and then.ran(index):
-            return cond - (then._log_probs(MAIN, rows, columns) - then._log_probs(index, rows, columns))
+            change = then._log_probs(MAIN, rows, columns) - then._log_probs(index, rows, columns)
+            return torch.where(change.isfinite(), cond - change, cond)  # what both exclude is excluded
         return self._log_probs(index, rows, columns) if self.differs(index) else cond
 
     def _log_probs(self, index: int, rows: Tensor, columns: Tensor) -> Tensor:
@@ -346,10 +332,11 @@ class Law:
 
     def _gather(self, index: int, rows: Tensor, columns: Tensor) -> Tensor:
         logits, first = self._logits[index]
+        vocab_size = self.guide.denoiser.vocab_size
         if not logits.is_contiguous():
-            return logits[rows, columns - first].float()
+            return fitted(logits[rows, columns - first], vocab_size).float()
         flat = logits.view(-1, logits.shape[-1])  # whole rows at once are eight times as fast on a CPU
-        return flat.index_select(0, rows * logits.shape[1] + columns - first).float()
+        return fitted(flat.index_select(0, rows * logits.shape[1] + columns - first), vocab_size).float()
 
     def _times(self, denoiser: Denoiser, canvases: int) -> Tensor | None:
         """How noisy the rows are: the share of the answer that is undecided. Masked models are told 0 throughout."""
@@ -366,8 +353,23 @@ class Law:
             confidences = self._before[index] if late else guide.confidences.last(index)
             assert confidences is not None and guide.canvas.mask_token_id is not None
             ratio, mask_token_id = context.remask_ratio, guide.canvas.mask_token_id
-            return remask(self._ids, candidates_of(context, self.guide.canvas), confidences, ratio, mask_token_id)
+            return remask(self._ids, self._candidates(context), confidences, ratio, mask_token_id)
         return guide.sources[index].ids(guide.canvas, self._ids, guide.prompt_length)
+
+    def _candidates(self, context: contexts.RemaskedCanvas) -> Tensor:
+        """What may be masked again, as far as a row's own block reaches."""
+        found = candidates_of(context, self.guide.canvas)
+        if self._mine is None or self.guide.denoiser.family.attention == "full":
+            return found
+        found = found.clone()
+        found[:, self.stop :] = False
+        found[:, self.start : self.stop] &= self._mine.flip(1).cumsum(1).flip(1) > 0
+        return found
+
+    def _waiting(self) -> Tensor:
+        """Rows `[B]` that something is to be decided for; the others wait for them and keep what they know."""
+        open_ = self.guide.canvas.undecided[:, self.start : self.stop]
+        return (open_ if self._mine is None else open_ & self._mine).any(1)
 
     def _remember_confidences(self) -> None:
         """Keep the conditional's confidences for canvases that are masked again by them."""
@@ -377,7 +379,8 @@ class Law:
             logits, first = self._logits[MAIN]
             # those of the next step will be among all tokens of this one, masks included
             later = context.confidences == "previous"
-            seen = self.guide.canvas.attention_mask.bool() if later else candidates_of(context, self.guide.canvas)
+            seen = self.guide.canvas.attention_mask.bool() if later else self._candidates(context)
+            seen = seen & self._waiting()[:, None]
             positions = seen[:, first : first + logits.shape[1]].nonzero()
             positions[:, 1] += first
             values = [confidence_of(context, self._log_probs(MAIN, *p.unbind(1))) for p in self.chunks(positions)]

@@ -165,7 +165,7 @@ def generate(
     _check_streamer(streamer, batch, infill, corrector)
     _check_cache(cache, denoiser, enabled)
     device, vocab_size, mask_token_id = canvas.ids.device, denoiser.vocab_size, denoiser.mask_token_id
-    noise = RowNoise(keys_from(generator, batch, device))
+    noise = RowNoise(keys_from(generator, batch, device), (1 - canvas.attention_mask).sum(1))
     ends = token_list("eos_token_id", eos_token_id, vocab_size)
     padding = token_list("pad_token_id", pad_token_id, vocab_size)
     suppressed = token_list("suppress_tokens", suppress_tokens, vocab_size)
@@ -176,6 +176,7 @@ def generate(
     if pad_token_id is None:
         padding = own_tokens(denoiser, tokenizer, "pad_token_id", unfit=mask_token_id)
     allowed = checked_constraint(constraint, canvas, vocab_size)
+    _check_residual(residual_interval, methods, corrector)
     guide = Guide(
         denoiser,
         enabled,
@@ -229,6 +230,21 @@ def _check_streamer(streamer: Any, batch: int, infill: bool, corrector: Any) -> 
         raise ValueError(
             f"streamer: a token that was streamed cannot change, and with {what} it might, or stands between others. "
             "Leave the streamer out and use output_history."
+        )
+
+
+def _check_residual(interval: int, methods: Sequence[Guidance], corrector: Corrector | None) -> None:
+    if interval == 1:
+        return
+    if corrector is not None:
+        raise ValueError(
+            "residual_interval: a corrector opens positions for which there is no difference to use again. "
+            "Leave one of the two out."
+        )
+    if any(method.enabled and method.when() is not None for method in methods):
+        raise ValueError(
+            "residual_interval: behind a gate the other source may not have been run, so there is no difference to use "
+            "again. Leave the gate or the interval out."
         )
 
 

@@ -158,9 +158,7 @@ class Loop:
         self.nfe += (stats.nfe - before) * wanted.any(1)
         return decisions
 
-    def _advance(
-        self, window: Window, done: int, step: int, initial: Tensor, live: Tensor | None = None
-    ) -> Tensor:
+    def _advance(self, window: Window, done: int, step: int, initial: Tensor, live: Tensor | None = None) -> Tensor:
         """One denoising step of the rows that are `live`; returns the rows `[B]` whose tokens it changed."""
         canvas, inside = self.canvas, slice(window.start, window.stop)
         open_ = canvas.undecided[:, inside] & window.mine

@@ -13,7 +13,7 @@ import torch
 from transformers import LogitsProcessor
 
 from lmguide.denoisers.gemma_checks import is_gemma
-from lmguide.guidance import CFG, AdaptiveCFG, Guidance, as_methods
+from lmguide.guidance import CFG, AdaptiveCFG, Guidance, as_methods, parse_guidance
 from lmguide.processors.canvas_gemma import GemmaCanvas
 from lmguide.processors.canvas_masked import MaskedCanvas
 from lmguide.sources.binding import given_negative
@@ -41,7 +41,7 @@ class CanvasLogitsProcessor(LogitsProcessor):
 
     Args:
         model: A `Denoiser`, a model whose family is recognised, or a DiffusionGemma.
-        guidance: A method or several.
+        guidance: A method, several, or strings such as `"cfg:guidance_scale=2"`.
         attention_mask: The canvas' mask `[B, L]`, 0 on left padding; `None` is all ones. Not for DiffusionGemma, whose
             `generate()` has it.
         negative_prompt: Instead of the method's own: text, chat messages or ids.
@@ -73,7 +73,7 @@ class CanvasLogitsProcessor(LogitsProcessor):
     def __init__(
         self,
         model: Any,
-        guidance: Guidance | Sequence[Guidance],
+        guidance: Guidance | Sequence[Guidance | str] | str,
         *,
         attention_mask: Tensor | None = None,
         negative_prompt: Prompt | Tensor | None = None,
@@ -81,7 +81,10 @@ class CanvasLogitsProcessor(LogitsProcessor):
         tokenizer: Any = None,
         steps: int | None = None,
     ) -> None:
-        methods = as_methods(guidance)
+        given: Any = [guidance] if isinstance(guidance, str) else guidance
+        if isinstance(given, list | tuple):
+            given = [parse_guidance(each) if isinstance(each, str) else each for each in given]
+        methods = as_methods(given)
         self.methods = tuple(method for method in methods if method.enabled)
         negative = given_negative(methods, negative_prompt, mask=negative_prompt_attention_mask)
         self._canvas: GemmaCanvas | MaskedCanvas

@@ -256,7 +256,7 @@ def test_a_constraint_holds_after_guidance() -> None:
 
     answer = generate(constraint=even, guidance=lg.CFG(3.0), temperature=1.5).sequences[:, 5:]
     assert (answer % 2 == torch.arange(5, 13) % 2).all()
-    with pytest.raises(ValueError, match="^constraint: expected an allowed token"):
+    with pytest.raises(ValueError, match="^constraint: expected a token that may be written"):
         generate(constraint=lambda canvas, rows, columns: torch.zeros(len(rows), VOCAB, dtype=torch.bool))
 
 
