@@ -135,7 +135,7 @@ def generate(
         >>> import lmguide as lg
         >>> model, tokenizer = lg.bundled("sudoku")
         >>> denoiser = lg.diffusion.Denoiser(model, tokenizer=tokenizer)
-        >>> puzzle = tokenizer("1000 0002 4003 0000:", return_tensors="pt").input_ids
+        >>> puzzle = tokenizer("0034 0300 0400 0102:", return_tensors="pt").input_ids
         >>> output = lg.diffusion.generate(denoiser, puzzle, max_new_tokens=16, guidance=lg.CFG(1.5))
         >>> output.sequences.shape[1] - puzzle.shape[1]
         16

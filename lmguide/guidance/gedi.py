@@ -48,13 +48,14 @@ def best_by_posterior(scores: Tensor, log_posterior: Tensor, filter_p: float, ta
         >>> best_by_posterior(probabilities.log(), torch.tensor([0.9, 0.7, 0.1]).log(), 0.8)
         tensor([ True,  True, False])
     """
+    good = log_posterior >= (math.inf if target_p is None else math.log(target_p) if target_p else -math.inf)
+    mass = scores.softmax(-1)
+    if bool((mass.where(good, 0.0).sum(-1) > 1 - filter_p).all()):
+        return good  # no other has a chance, and sorting is what costs
     order = log_posterior.sort(dim=-1, descending=True, stable=True).indices
-    mass = scores.softmax(-1).gather(-1, order)
+    mass = mass.gather(-1, order)
     better = mass.cumsum(-1) - mass
-    kept = torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, better <= 1 - filter_p)
-    if target_p is not None:
-        kept |= log_posterior >= (math.log(target_p) if target_p else -math.inf)
-    return kept
+    return torch.empty_like(good).scatter_(-1, order, better <= 1 - filter_p) | good
 
 
 @GUIDANCE.register("gedi")

@@ -249,7 +249,7 @@ class Run:
                 self.recorder(cond[:, place], result.scores, result.open, progress)
             guided.append(result.scores)
         self._fired += applied  # read at the end of the call, so that a step does not wait for the device
-        return torch.stack(guided, 1)
+        return guided[0][:, None] if scored == 1 else torch.stack(guided, 1)
 
     def _live(self, generated: Tensor) -> Tensor | None:
         ends = getattr(self.config, "_eos_token_tensor", None)

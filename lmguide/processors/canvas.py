@@ -59,7 +59,7 @@ class CanvasLogitsProcessor(LogitsProcessor):
         >>> import lmguide as lg
         >>> model, tokenizer = lg.bundled("sudoku")
         >>> denoiser = lg.diffusion.Denoiser(model, tokenizer=tokenizer)
-        >>> canvas = tokenizer("1000 0002 4003 0000:", return_tensors="pt").input_ids
+        >>> canvas = tokenizer("0034 0300 0400 0102:", return_tensors="pt").input_ids
         >>> canvas = torch.nn.functional.pad(canvas, (0, 16), value=denoiser.mask_token_id)
         >>> processor = lg.MaskedCFGLogitsProcessor(denoiser, guidance_scale=2.0)
         >>> with torch.no_grad():

@@ -82,7 +82,7 @@ def test_the_strength_is_that_of_its_form() -> None:
 
 
 def test_it_becomes_its_posterior() -> None:
-    method = lg.GeDi("g", [4, 5], [[4, 5], "w"], topic=[7], class_prior=[1, 3])  # type: ignore[arg-type,list-item]
+    method = lg.GeDi("g", [4, 5], [[4, 5], "w"], topic=[7], class_prior=[1, 3])  # type: ignore[arg-type]
     assert method.sources()["reward"] == ClassPosterior("g", (4, 5), ((4, 5), "w"), class_prior=(1.0, 3.0), topic=(7,))
     assert hash(method) == hash(lg.GeDi("g", (4, 5), ((4, 5), "w"), topic=(7,), class_prior=(1.0, 3.0)))
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PROMPTS = [tokens(9, 1), tokens(4, 2), tokens(6, 3)]
 CODES = ((5,), (6, 7, 8), (9, 10))
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+TOLERANCE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def generation(prompts: Sequence[Sequence[int]] = PROMPTS, model: Any = None, **more: Any) -> Generation:
