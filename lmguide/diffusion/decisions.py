@@ -54,8 +54,8 @@ def decide(
 ) -> Decisions:
     """A token for every wanted position, and what orders go by.
 
-    The mask token is never drawn. It keeps its share of the law, so that a position at which the model would rather
-    write a mask counts as unsure.
+    The mask token is never drawn. It keeps its share of the law; where it is the likeliest token the position counts as
+    unsure as can be.
 
     Args:
         law: The guided laws of the step.

@@ -17,10 +17,10 @@ class DiffusionOutput:
 
     Attributes:
         sequences: Prompt and answer, `[B, L]`; what follows an answer's first end-of-sequence token is padding.
-        commit_step: Denoising step at which the token of each answer position was last written, `[B, A]`, from 0; -1 at
-            positions that were given or are padding behind the end.
-        confidences: Probability of the written token under the guided law of that step, `[B, A]`, in float32; 1 at
-            positions with `commit_step` -1.
+        commit_step: Denoising step at which the token of each answer position was last written, `[B, A]`, from 0,
+            counting the steps that the row took part in; -1 at positions that were given or are padding behind the end.
+        confidences: Probability of the written token under the law that the order went by at that step, `[B, A]`, in
+            float32; 1 at positions with `commit_step` -1.
         nfe: Forward evaluations spent on each row, `[B]`: a step with guidance counts two or more, a finished row none.
         stats: Steps, steps on which guidance applied, forward passes, evaluations.
         history: The canvases `[B, L]` before the first step and after each, if asked for.

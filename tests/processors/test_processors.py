@@ -63,7 +63,7 @@ def expected(setting: Setting, method: str, **more: Any) -> list[list[int]]:
     return run(First(setting.model, setting.law(method)), setting, GREEDY, **more)
 
 
-REUSED = ("cfg, last token", "selective", "suffix", "dola", "dexperts", "caif", "fudge", "words")
+REUSED = ("cfg, last token", "selective", "suffix", "dola", "dexperts", "caif", "fudge", "words", "gedi")
 
 
 @pytest.mark.parametrize(
@@ -206,6 +206,12 @@ NAMED: dict[str, tuple[Any, lg.Guidance]] = {
         lg.WordGuidance("w9", BARRED, 4.0, 6.0, exclude_at="boundary"),
     ),
     "dola": (lambda m: lg.DoLaLogitsProcessor(m, (1, 2), 0.5, 0.2), lg.DoLa((1, 2), 0.5, 0.2)),
+    "gedi": (
+        lambda m: lg.GeDiLogitsProcessor(
+            m, tiny("llama", 3), (40,), ((40,), (41,)), settings={"class_bias": -9.0, "filter_p": 0.5}
+        ),
+        lg.GeDi(tiny("llama", 3), (40,), ((40,), (41,)), class_bias=-9.0, filter_p=0.5),
+    ),
 }
 
 

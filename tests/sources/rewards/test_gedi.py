@@ -15,7 +15,7 @@ from lmguide.sources.ids import pack
 from lmguide.sources.rewards.base import Generation, bind_token_reward
 from lmguide.sources.rewards.gedi import PosteriorReward
 from lmguide.sources.vocabularies import shared_tokens
-from tests.families import PAD, VOCAB, made, tiny, tokens, words
+from tests.families import PAD, STATEFUL, VOCAB, made, tiny, tokens, words
 from tests.gedi import log_posterior
 from tests.huggingface.reference import next_token
 from tests.refusals import refused
@@ -77,8 +77,8 @@ def answers_of(length: int, seed: int = 50) -> list[list[int]]:
     return [tokens(length, seed + row) for row in range(len(PROMPTS))]
 
 
-def close(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, **TOLERANCE)
+def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(found, wanted, atol=tolerance, rtol=tolerance)
     assert found.dtype == torch.float32
 
 
@@ -125,25 +125,26 @@ def test_step_by_step(form: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "mistral_sliding", "gemma3", "opt", "qwen3_next", "mamba", "mamba2"])
 def test_every_kind_of_cache_follows_gates_drafts_and_beams(family: str) -> None:
     guide = tiny(family, 1)
+    tolerance = 1e-4 if family in STATEFUL else 1e-5  # recurrent states round otherwise over several tokens
     reward = bind(guide=guide)
     answers = answers_of(14)
     for length in (0, 1, 6):  # a gate was closed in between
         now = [answer[:length] for answer in answers]
-        close(asked(reward, now), expected(now, guide))
+        close(asked(reward, now), expected(now, guide), tolerance)
         reward.rewind(length)
     drafts = [[*answer[:6], *tokens(4, 70 + row)] for row, answer in enumerate(answers)]
     for length in (7, 8, 9, 10):
         now = [answer[:length] for answer in drafts]
-        close(asked(reward, now), expected(now, guide))
+        close(asked(reward, now), expected(now, guide), tolerance)
     reward.rewind(8)  # two drafts were right
     now = [[*draft[:8], *tokens(2, 80 + row)] for row, draft in enumerate(drafts)]
-    close(asked(reward, [row[:9] for row in now]), expected([row[:9] for row in now], guide))
+    close(asked(reward, [row[:9] for row in now]), expected([row[:9] for row in now], guide), tolerance)
     same = bind(generation([PROMPTS[0]] * 3), guide)
     asked(same, [answer[:3] for answer in answers])
     same.reorder(torch.tensor([2, 0, 1]))
     same.reorder(torch.tensor([1, 1, 2]))  # before the guide is asked again
     moved = [[*answers[row][:3], 40 + place] for place, row in enumerate((0, 0, 1))]
-    close(asked(same, moved), expected(moved, guide, [PROMPTS[0]] * 3))
+    close(asked(same, moved), expected(moved, guide, [PROMPTS[0]] * 3), tolerance)
 
 
 def test_taken_back_further_than_announced() -> None:
