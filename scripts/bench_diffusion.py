@@ -104,7 +104,6 @@ def runs(denoiser: lg.diffusion.Denoiser, arguments: argparse.Namespace) -> dict
             "unguided": mode(**blocks),
             "prefix cache": mode(**blocks, cache="prefix"),
             "dual cache": mode(**blocks, cache="dual"),
-            "CFG": mode(**blocks, guidance=lg.CFG(1.5)),
             "CFG, dual cache": mode(**blocks, guidance=lg.CFG(1.5), cache="dual"),
         }
     two = two_passes(denoiser, prompt, arguments)
@@ -245,8 +244,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds, at least 5 for figures to keep")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of the prompt")
-    parser.add_argument("--new", type=int, default=256, help="tokens to generate")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt")
+    parser.add_argument("--new", type=int, default=None, help="tokens to generate; 128, or 256 with --caches")
     parser.add_argument(
         "--steps", type=int, default=None, help="denoising steps; 8, or a quarter of the tokens with --caches"
     )
@@ -256,6 +255,7 @@ def main() -> None:
     what.add_argument("--caches", action="store_true", help="measure caches of block decoding")
     what.add_argument("--overhead", action="store_true", help="measure what a step costs outside of the model")
     arguments = parser.parse_args()
+    arguments.new = arguments.new or (256 if arguments.caches else 128)
     arguments.steps = arguments.steps or (arguments.new // 4 if arguments.caches else 8)
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
