@@ -95,15 +95,20 @@ def bind_reward(
         tokenizer: Its tokenizer, if another than `guided.tokenizer`.
 
     Raises:
-        ValueError: Another context, a classifier that does not fit the guided model, or a reward that is not where it
-            is said to be.
-        TypeError: A model that is no classifier.
+        ValueError: A reward for models that write from left to right, a classifier that does not fit the guided model,
+            or a reward that is not where it is said to be.
+        TypeError: A context that is no reward, or a model that is no classifier.
     """
     match context:
         case contexts.ClassifierGradient():
             return GradientReward(context, guided, tokenizer)
         case contexts.SampledCanvases():
             return SampleReward(context, guided)
+    if type(context).__module__ == contexts.__name__:
+        raise TypeError(
+            f"context: expected one of rewards, got {type(context).__name__}. It is a source of its own; see "
+            "bind_canvas."
+        )
     raise ValueError(
         f"{type(context).__name__}: expected a reward that judges a canvas, got one for models that write from left to "
         "right. Use lmguide.guide with such a model, or ClassifierGuidance or RewardedSamples on a canvas."
