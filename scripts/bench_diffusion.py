@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lmguide as lg
+from lmguide.denoisers.guide import WARM_UP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +109,7 @@ def runs(denoiser: lg.diffusion.Denoiser, arguments: argparse.Namespace) -> dict
         }
     two = two_passes(denoiser, prompt, arguments)
     half = threshold_for(denoiser, prompt, arguments, share=0.5)
-    return {
+    modes = {
         "unguided": mode(),
         "unguided, twice the steps": mode(steps=2 * arguments.steps),
         "CFG, one pass over two canvases": mode(guidance=lg.CFG(1.5)),
@@ -117,8 +118,10 @@ def runs(denoiser: lg.diffusion.Denoiser, arguments: argparse.Namespace) -> dict
         "AdaptiveCFG": mode(guidance=lg.AdaptiveCFG(1.5)),
         "AdaptiveCFG, previous confidences": mode(guidance=lg.AdaptiveCFG(1.5, confidences="previous")),
         "CFG where unsure": mode(guidance=lg.CFG(1.5, gate=lg.Confidence(half))),
-        "CFG, residual used 4 times": mode(guidance=lg.CFG(1.5), residual_interval=4),
     }
+    if arguments.steps > WARM_UP:
+        modes["CFG, residual used 4 times"] = mode(guidance=lg.CFG(1.5), residual_interval=4)
+    return modes
 
 
 def two_passes(
