@@ -93,8 +93,11 @@ def runs(denoiser: lg.diffusion.Denoiser, arguments: argparse.Namespace) -> dict
             answer = output.sequences[:, arguments.prompt :]
             exact = {**options, "cache": None, "residual_interval": 1}
             key = repr(sorted(exact.items(), key=lambda item: item[0]))
-            same = (answers.setdefault(key, answer) == answer).float().mean()
-            told = f", {same:.0%} of the tokens are the exact run's" if exact != options else ""
+            if exact == options:
+                answers[key] = answer
+            told = ""
+            if exact != options and key in answers:
+                told = f", {(answers[key] == answer).float().mean():.0%} of the tokens are the exact run's"
             return f"fired {stats.fired}/{stats.steps}, forwards {stats.forwards}, NFE {int(output.nfe.max())}{told}"
 
         return run
