@@ -30,9 +30,10 @@ def generate(denoiser: Denoiser | None = None, ids: torch.Tensor | None = None, 
     return lg.diffusion.generate(denoiser or denoiser_of("llada"), ids, **options)
 
 
-def noise_of(seed: int, rows: int, length: int) -> reference.Uniform:
+def noise_of(seed: int, rows: int, length: int, stream: str) -> reference.Uniform:
+    """The loop's own noise, whose steps count from 1."""
     noise = RowNoise(keys_from(torch.Generator().manual_seed(seed), rows))
-    return lambda step: noise.uniform("order", step, 0, length)
+    return lambda step: noise.uniform(stream, step + 1, 0, length)
 
 
 def assert_same(output: Any, expected: reference.Decoded) -> None:
@@ -54,13 +55,35 @@ def test_llada(block_length: int, steps: int, scale: float) -> None:
     assert output.nfe.tolist() == [count * (1 if scale == 1 else 2) for count in expected.nfe]
 
 
-@pytest.mark.parametrize("alg", ["maskgit_plus", "topk_margin", "entropy"])
+def test_llada_in_random_order() -> None:
+    denoiser, ids = denoiser_of("llada"), prompt_of()
+    output = generate(denoiser, ids, order="random", generator=torch.Generator().manual_seed(7))
+    expected = reference.llada_generate(
+        denoiser,
+        ids,
+        mask_id=MASK,
+        gen_length=ANSWER,
+        block_length=ANSWER,
+        steps=4,
+        remasking="random",
+        uniform=noise_of(7, 2, 5 + ANSWER, "order"),
+    )
+    assert_same(output, expected)
+
+
+@pytest.mark.parametrize("alg", ["origin", "maskgit_plus", "topk_margin", "entropy"])
 @pytest.mark.parametrize("steps", [3, 8, 12])
 def test_dream(alg: Any, steps: int) -> None:
     denoiser, ids = denoiser_of("dream"), prompt_of()
-    output = generate(denoiser, ids, steps=steps, order=f"dream:alg={alg}")
-    expected = reference.dream_generate(denoiser, ids, mask_id=MASK, gen_length=ANSWER, steps=steps, alg=alg)
-    assert_same(output, expected)
+    generator = torch.Generator().manual_seed(7)
+    output = generate(denoiser, ids, steps=steps, order=f"dream:alg={alg}", generator=generator)
+    noise = noise_of(7, 2, 5 + ANSWER, "order")
+    expected = reference.dream_generate(
+        denoiser, ids, mask_id=MASK, gen_length=ANSWER, steps=steps, alg=alg, uniform=noise
+    )
+    assert output.sequences.tolist() == expected.sequences.tolist()
+    if alg != "origin":  # a row whose last step comes early has no further ones
+        assert_same(output, expected)
 
 
 @pytest.mark.parametrize(
