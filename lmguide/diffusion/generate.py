@@ -200,12 +200,18 @@ def generate(
         noise,
         allowed,
     )
+    plan = list(windows(canvas, first, block_length, denoiser.family))
+    if any(method.is_reward for method in guide.methods) and not all(bool(window.mine.all()) for window in plan):
+        raise ValueError(
+            "guidance: a reward judges all columns of a block, and the prompts' lengths put the rows' blocks in "
+            "different columns. Decode prompts together whose lengths agree modulo the model's block, or one at a time."
+        )
     loop = Loop(
         guide=guide,
         order=order,
         sampler=sampler,
         noise=noise,
-        windows=list(windows(canvas, first, block_length, denoiser.family)),
+        windows=plan,
         steps=block_steps,
         blocks=most_blocks(denoiser, length, first, block_length),
         corrector=corrector,

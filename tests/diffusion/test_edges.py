@@ -168,3 +168,13 @@ def test_a_streamer_gets_no_padding_behind_the_end() -> None:
         streamer=Streamer(),
     )
     assert tokens == [*free.sequences[0, : 5 + place + 1].tolist(), -1]
+
+
+def test_rewards_want_rows_whose_blocks_stand_in_the_same_columns() -> None:
+    denoiser = denoiser_of("sdar")
+    reward = lg.RewardedSamples(lambda ids: (ids % 2).sum(-1).float(), samples=4)
+    ids, mask = left_padded(canvas_of(2, 8, 0), [0, 3])
+    with refused("guidance", "modulo"):
+        run(denoiser, ids, attention_mask=mask, guidance=reward)
+    ids, mask = left_padded(canvas_of(2, 8, 0), [0, 4])
+    assert (run(denoiser, ids, attention_mask=mask, guidance=reward).sequences != MASK).all()
