@@ -12,13 +12,12 @@ import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from lmguide.denoisers.gemma_checks import base_model, check_input, check_method
 from lmguide.denoisers.gemma_run import Moment, Plan, Run
 from lmguide.denoisers.stats import Stats
-from lmguide.guidance import Guidance, as_methods
+from lmguide.guidance import Guidance, as_methods, with_scale
 from lmguide.sources import caches
 from lmguide.sources.binding import given_negative
 
@@ -90,7 +89,7 @@ class GuidedDiffusionGemma(_Model):  # type: ignore[misc] # mixed in before the 
         for name, kind in (("logits_processor", LogitsProcessorList), ("stopping_criteria", StoppingCriteriaList)):
             if (given := kwargs.get(name)) is not None:
                 kwargs[name] = copy.copy(given) if isinstance(given, kind) else kind(given)
-        plan = _at_call(self._plan, guidance_scale)
+        plan = replace(self._plan, methods=with_scale(self._plan.methods, guidance_scale))
         negative = given_negative(plan.methods, negative_prompt, negative_prompt_ids, negative_prompt_attention_mask)
         enabled = tuple(method for method in plan.methods if method.enabled)
         # a copy holds the state of this call alone: calls may nest or run in threads
@@ -227,17 +226,3 @@ def _checked_model(model: Any) -> PreTrainedModel:
             "Give guide_gemma() the model as it was loaded."
         )
     return model
-
-
-def _at_call(plan: Plan, guidance_scale: float | Sequence[float] | None) -> Plan:
-    """The plan with the strength given to `generate`."""
-    if guidance_scale is None:
-        return plan
-    scale = guidance_scale.tolist() if isinstance(guidance_scale, torch.Tensor) else guidance_scale
-    scale = tuple(scale) if isinstance(scale, list | tuple) else scale
-    methods = list(plan.methods)
-    for index, method in enumerate(methods):
-        if method.strength_field == "guidance_scale":
-            methods[index] = replace(method, guidance_scale=scale)  # type: ignore[call-arg]
-            return replace(plan, methods=tuple(methods))
-    raise ValueError("guidance_scale: none of the methods has a guidance scale. Set the strength on the method itself.")

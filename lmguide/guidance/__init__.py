@@ -1,6 +1,6 @@
 """Guidance methods: one frozen dataclass each, the same description for every engine."""
 
-from lmguide.guidance.base import GUIDANCE, Guidance, as_methods
+from lmguide.guidance.base import GUIDANCE, Guidance, as_methods, with_scale
 from lmguide.guidance.caif import CAIF, Fudge
 from lmguide.guidance.canvas import AdaptiveCFG
 from lmguide.guidance.gedi import GeDi
@@ -52,4 +52,5 @@ __all__ = [
     "WordGuidance",
     "as_methods",
     "parse_guidance",
+    "with_scale",
 ]

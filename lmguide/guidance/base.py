@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -182,4 +182,24 @@ def as_methods(guidance: Guidance | Sequence[Guidance]) -> tuple[Guidance, ...]:
     return tuple(methods)
 
 
-__all__ = ["CONTEXTS", "GATES", "GUIDANCE", "SCHEDULES", "Guidance", "as_methods", "check_strength"]
+def with_scale(
+    methods: Sequence[Guidance], guidance_scale: Tensor | float | Sequence[float] | None
+) -> tuple[Guidance, ...]:
+    """The methods with the strength given to a call in the place of the first `guidance_scale` among them.
+
+    Raises:
+        ValueError: No method has a guidance scale.
+    """
+    if guidance_scale is None:
+        return tuple(methods)
+    scale = guidance_scale.tolist() if isinstance(guidance_scale, torch.Tensor) else guidance_scale
+    scale = tuple(scale) if isinstance(scale, list | tuple) else scale
+    changed = list(methods)
+    for index, method in enumerate(changed):
+        if method.strength_field == "guidance_scale":
+            changed[index] = replace(method, guidance_scale=scale)  # type: ignore[call-arg]
+            return tuple(changed)
+    raise ValueError("guidance_scale: none of the methods has a guidance scale. Set the strength on the method itself.")
+
+
+__all__ = ["CONTEXTS", "GATES", "GUIDANCE", "SCHEDULES", "Guidance", "as_methods", "check_strength", "with_scale"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
-from lmguide.guidance import Guidance, as_methods
+from lmguide.guidance import Guidance, as_methods, with_scale
 from lmguide.huggingface import refusals
 from lmguide.huggingface.run import Run, Stats
 from lmguide.sources import caches
@@ -262,7 +262,7 @@ def for_call(
 
     The arguments are those of `GuidedModel.generate`. Without an enabled method the copy runs the plain model.
     """
-    plan = _at_call(view._plan, guidance_scale)
+    plan = replace(view._plan, methods=with_scale(view._plan.methods, guidance_scale))
     negative = given_negative(plan.methods, negative_prompt, negative_prompt_ids, negative_prompt_attention_mask)
     enabled = tuple(method for method in plan.methods if method.enabled)
     call = object.__new__(type(view))
@@ -271,17 +271,3 @@ def for_call(
     call._run = Run(call._plan, negative, view._recorder) if enabled else None
     call.stats = Stats() if call._run is None else call._run.stats
     return call
-
-
-def _at_call(plan: Plan, guidance_scale: float | Sequence[float] | None) -> Plan:
-    """The plan with the strength given to `generate`."""
-    if guidance_scale is None:
-        return plan
-    scale = guidance_scale.tolist() if isinstance(guidance_scale, torch.Tensor) else guidance_scale
-    scale = tuple(scale) if isinstance(scale, list | tuple) else scale
-    methods = list(plan.methods)
-    for index, method in enumerate(methods):
-        if method.strength_field == "guidance_scale":
-            methods[index] = replace(method, guidance_scale=scale)  # type: ignore[call-arg]
-            return replace(plan, methods=tuple(methods))
-    raise ValueError("guidance_scale: none of the methods has a guidance scale. Set the strength on the method itself.")
