@@ -1,7 +1,7 @@
 """One guided decoding step, the same for every engine.
 
-Rules where gates are open, then rewards, at scheduled strength, renormalised once. It knows log-probabilities, not
-models: whoever calls it says how to get a method's other sources, and is asked only if needed.
+Rules where gates are open, then rewards, at scheduled strength, then the constraint, renormalised once. It knows
+log-probabilities, not models: whoever calls it says how to get a method's other sources, and is asked only if needed.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ def guided_step(
     progress: Progress,
     live: Tensor | None = None,
     rewards: Callable[[int, Tensor], Mapping[str, Tensor]] | None = None,
+    constrain: Callable[[Tensor], Tensor] | None = None,
 ) -> Guided:
     """Combine the sources of one decoding step.
 
     With methods `m` open on a row, `score = c + sum_m (rule_m(c, sources_m) - c)`; with one method that is its rule's
-    result, bit for bit. Rewards then add to that, one after the other. Closed rows keep what they had. The scores are
-    renormalised once.
+    result, bit for bit. Rewards then add to that, one after the other. Closed rows keep what they had. The constraint
+    comes last, and the scores are renormalised once. Methods that cut (`Guidance.cuts`) choose among the tokens that
+    the constraint allows, or nothing might be left of both; gates look at the law without it.
 
     Args:
         cond: Conditional log-probabilities `[B, V]`, float32.
@@ -63,6 +65,7 @@ def guided_step(
         live: Rows `[B]` still being decoded; finished ones open no gate. `None` is all.
         rewards: Gives the log-rewards `[B, V]` of method number `i` by name, from the scores `[B, V]` it is to be added
             to; needed when there are methods with `is_reward`.
+        constrain: Gives scores `[B, V]` back with minus infinity where a token is not allowed; `None` allows all.
 
     Returns:
         The scores and the rows on which some method applied.
@@ -85,6 +88,7 @@ def guided_step(
         if method.is_reward:
             assert rewards is not None
             combined = _sum(cond, guided) if combined is None else combined
+            combined = constrain(combined) if constrain is not None and method.cuts else combined
             sources = rewards(index, combined)
         else:
             sources = fetch(index)
@@ -95,6 +99,8 @@ def guided_step(
         if schedule is not None and schedule.needs_divergence:
             weight = schedule.weight_from(kl_divergence(cond, first))
         before = cond if combined is None else combined
+        if constrain is not None and method.cuts and not method.is_reward:
+            before = constrain(before)
         scores = method.combine(before, sources, scheduled(strength, method.off, weight))
         if opened is not None:
             scores = torch.where(opened[..., None], scores, before)
@@ -103,7 +109,8 @@ def guided_step(
             combined = scores
         else:
             guided.append(scores)
-    return Guided(rules.normalize(_sum(cond, guided) if combined is None else combined), applied)
+    combined = _sum(cond, guided) if combined is None else combined
+    return Guided(rules.normalize(combined if constrain is None else constrain(combined)), applied)
 
 
 def scheduled(strength: Scale, off: float, weight: Scale) -> Scale:

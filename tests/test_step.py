@@ -15,7 +15,7 @@ from lmguide.schedules import Progress
 from lmguide.step import guided_step, scheduled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -341,3 +341,44 @@ def test_gates_and_schedules_of_rewards() -> None:
     # the gate of a reward looks at the conditional, not at what the rules have made of it
     result, _, _ = rewarded([lg.CFG(9.0), a_reward(1.5, gate=lg.Entropy(threshold))])
     same(result.scores, mix(9.0) + torch.where(opened[:, None], 1.5 * REWARD, 0.0))
+
+
+def allow(*tokens: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Which tokens are allowed, and the constraint that says so."""
+    mask = torch.zeros(VOCAB, dtype=torch.bool)
+    mask[list(tokens)] = True
+    return mask, lambda scores: scores.masked_fill(~mask, -torch.inf)
+
+
+def test_a_constraint_conditions_the_guided_law() -> None:
+    mask, constrain = allow(1, 4, 5)
+    methods = [lg.CFG(2.0)]
+    free = guided_step(COND, methods, [2.0], Fetch([{"uncond": UNCOND}]), MIDDLE).scores
+    held = guided_step(COND, methods, [2.0], Fetch([{"uncond": UNCOND}]), MIDDLE, constrain=constrain).scores
+    expected = free.exp() * mask
+    torch.testing.assert_close(held.exp(), expected / expected.sum(-1, keepdim=True))
+
+
+def test_a_constraint_does_not_move_a_gate() -> None:
+    _, constrain = allow(1, 4)
+    method = lg.SelectiveCFG(2.0, entropy_threshold=1.0)
+    free = guided_step(COND, [method], [2.0], Fetch([{"uncond": UNCOND}]), MIDDLE)
+    held = guided_step(COND, [method], [2.0], Fetch([{"uncond": UNCOND}]), MIDDLE, constrain=constrain)
+    assert free.open.tolist() == held.open.tolist()
+
+
+def test_a_method_that_cuts_chooses_among_the_allowed() -> None:
+    """The likeliest tokens of the expert are not allowed; without the constraint's word the cut would leave none."""
+    worst = COND.argsort(-1)[:, :2]
+    mask = torch.zeros(ROWS, VOCAB, dtype=torch.bool).scatter_(1, worst, True)
+    method = lg.Contrastive("some/amateur", beta=0.5, plausibility=0.9)
+    held = guided_step(
+        COND,
+        [method],
+        [0.5],
+        Fetch([{"amateur": OTHER}]),
+        MIDDLE,
+        constrain=lambda scores: scores.masked_fill(~mask, -torch.inf),
+    ).scores
+    assert bool(held.isfinite().any(-1).all())
+    assert not bool((held.isfinite() & ~mask).any())

@@ -36,7 +36,8 @@ class Guidance(ABC):
     field that holds its strength. The strength has a value, `off`, at which the method does nothing at all.
 
     A method with `is_reward` adds `strength * log r` to what the rules have combined: its `combine` gets that in the
-    place of the conditional.
+    place of the conditional. A method that `cuts` leaves candidates alone: it gets log-probabilities that are minus
+    infinity where a constraint does not allow a token, and chooses among the others.
 
     Args:
         gate: Where the method applies; `None` is everywhere.
@@ -47,6 +48,7 @@ class Guidance(ABC):
     strength_field: ClassVar[str] = "guidance_scale"
     off: ClassVar[float] = 1.0
     is_reward: ClassVar[bool] = False
+    cuts: ClassVar[bool] = False
 
     gate: Gate | None = field(default=None, kw_only=True)
     schedule: Schedule | None = field(default=None, kw_only=True)

@@ -65,6 +65,7 @@ class Contrastive(Guidance):
     """
 
     strength_field: ClassVar[str] = "beta"
+    cuts: ClassVar[bool] = True
     off: ClassVar[float] = 0.0
 
     model: PreTrainedModel | str

@@ -36,6 +36,7 @@ class DoLa(Guidance):
     """
 
     strength_field: ClassVar[str] = "scale"
+    cuts: ClassVar[bool] = True
     off: ClassVar[float] = 0.0
 
     layers: Literal["low", "high"] | tuple[int, ...] = "low"

@@ -18,6 +18,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from lmguide.guidance import Guidance, as_methods, with_scale
 from lmguide.huggingface import refusals
+from lmguide.huggingface.particles import decode
 from lmguide.huggingface.run import Run, Stats
 from lmguide.sources import caches
 from lmguide.sources.binding import given_negative
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Cache, GenerationConfig, PreTrainedTokenizerBase
     from transformers.generation.utils import GenerateOutput
+
+    from lmguide.huggingface.particles import Draw
 
 
 POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:-1]
@@ -249,6 +252,27 @@ def recorded(view: GuidedModel, recorder: Callable[..., None]) -> GuidedModel:
     other.__dict__.update(view.__dict__)
     other._recorder = recorder
     return other
+
+
+def drawn(view: GuidedModel, draw: Draw, inputs: Tensor | None = None, **kwargs: Any) -> Tensor:
+    """Sequences `[B, L]` of a guided view whose next tokens somebody else draws, all rows from one prompt.
+
+    Args:
+        view: A view made by `guide`. Its `stats` will be those of the call.
+        draw: Draws a token for every row at every step, and may drop and double rows.
+        inputs: As for `view.generate`, for one prompt.
+        **kwargs: As for `view.generate`; `num_return_sequences` says how many rows.
+    """
+    refusals.check_call(view, inputs, kwargs)
+    own = ("guidance_scale", "negative_prompt", "negative_prompt_ids", "negative_prompt_attention_mask")
+    call = for_call(view, **{name: kwargs.pop(name, None) for name in own})
+
+    def loop(_: Any, input_ids: Tensor, **arguments: Any) -> Any:
+        return call._decode(functools.partial(decode, call, draw=draw), input_ids, False, arguments)
+
+    sequences = super(GuidedModel, call).generate(inputs, custom_generate=loop, **kwargs)
+    view.stats = call.stats
+    return cast("Tensor", sequences)
 
 
 def for_call(
