@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lmguide.guidance import Guidance, as_methods
+import torch
+
+from lmguide.constraints.mixed import divided
 from lmguide.huggingface.run import Stats
 from lmguide.huggingface.view import for_call, guide
 
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from lmguide.constraints.base import Constraint
+    from lmguide.guidance import Guidance
 
 
 class decoding:  # noqa: N801 - reads as a function where it is used, and keeps `stats`
@@ -24,7 +29,7 @@ class decoding:  # noqa: N801 - reads as a function where it is used, and keeps 
     nothing.
 
     Args:
-        guidance: A method or several.
+        guidance: A method or several, and at most one constraint.
         tokenizer: The model's tokenizer, where a method is given text or messages.
 
     Attributes:
@@ -42,9 +47,12 @@ class decoding:  # noqa: N801 - reads as a function where it is used, and keeps 
     """
 
     def __init__(
-        self, guidance: Guidance | Sequence[Guidance], tokenizer: PreTrainedTokenizerBase | None = None
+        self,
+        guidance: Guidance | Constraint | Sequence[Guidance | Constraint],
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        self.methods = as_methods(guidance)
+        divided(guidance)  # refuses what is none
+        self.guidance = guidance
         self.tokenizer = tokenizer
         self.stats = Stats()
 
@@ -67,7 +75,7 @@ class decoding:  # noqa: N801 - reads as a function where it is used, and keeps 
             raise ValueError(
                 "guidance_scale: given to generate() it would guide a second time. Give it to the method instead."
             )
-        view = guide(model, self.methods, self.tokenizer)
+        view = guide(model, self.guidance, self.tokenizer)
         call = for_call(view, negative_prompt=negative_prompt)
         loop: Any = call._beam_search if generation_config.num_beams > 1 else call._sample
         result = loop(
@@ -78,4 +86,6 @@ class decoding:  # noqa: N801 - reads as a function where it is used, and keeps 
             **kwargs,
         )
         self.stats = call.stats
+        if call._run is not None:
+            call._run.tell(result if isinstance(result, torch.Tensor) else result.sequences)
         return result

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import GenerationConfig
 
+    from lmguide.constraints.states import ConstraintState
+
 
 class Draw(Protocol):
     """Draws the next token of every row."""
@@ -28,6 +30,13 @@ class Draw(Protocol):
             A token for each row `[B]`; then the row that each row goes on with `[B]`, or `None` for its own; and the
             rows that end here, before re-ordering, `[B]`.
         """
+
+
+class Drawer(Protocol):
+    """Makes what draws, once the rows are known."""
+
+    def __call__(self, state: ConstraintState | None, ends: tuple[int, ...]) -> Draw:
+        """What draws for rows with this state under their constraint, `None` without, and these end tokens."""
 
 
 def decode(
@@ -49,6 +58,10 @@ def decode(
     finished = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
     outputs = view._prefill(input_ids, generation_config, arguments, is_first_iteration=True)
     while True:
+        if view._run is None:  # with guidance the run counts
+            view.stats.steps += 1
+            view.stats.forwards += 1
+            view.stats.nfe += 1
         arguments = view._update_model_kwargs_for_generation(
             outputs, arguments, is_encoder_decoder=view.config.is_encoder_decoder
         )

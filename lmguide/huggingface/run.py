@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
+from lmguide.huggingface.constrained import bound, told
 from lmguide.huggingface.rewards import Rewards
 from lmguide.huggingface.sources import Pending, Sources
 from lmguide.huggingface.stack import EncoderStack, Stack, first_block
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Cache, GenerationConfig
 
+    from lmguide.constraints.states import ConstraintState
     from lmguide.huggingface.view import Plan
 
 
@@ -40,6 +42,8 @@ class Stats:
         caught_up: Tokens a lazily run source was fed after the step they belong to.
         forwards: Forward passes of any model, prefills included.
         nfe: Forward evaluations per row: a pass over two stacked contexts counts two.
+        forced: Tokens that the constraint left no choice about and that were read several at a time.
+        truncated: Answers that stop before they are what the constraint says.
     """
 
     steps: int = 0
@@ -47,6 +51,8 @@ class Stats:
     caught_up: int = 0
     forwards: int = 0
     nfe: int = 0
+    forced: int = 0
+    truncated: int = 0
 
 
 class Run:
@@ -70,6 +76,8 @@ class Run:
         self.recorder = recorder
         self.stats = Stats()
         self.plain = False
+        self.skips = False
+        self.constraint: ConstraintState | None = None
         self.encoder_input: tuple[Tensor, Tensor | None] | None = None
         self.stack: Stack | EncoderStack | None = None
         self._stacking = False
@@ -97,6 +105,8 @@ class Run:
         self.sources = Sources.build(self, input_ids, arguments, cache, assisted)
         self.rewards = Rewards(self, self.sources, input_ids, arguments, assisted)
         prompts = self.batch // self.sources.expand
+        close_within = config.max_length - self.prompt_length if self.plan.close else None
+        self.constraint = bound(self.plan, config, prompts, self.sources.expand, close_within)
         self.strengths = [m.strength(prompts, self.sources.expand, input_ids.device) for m in self.plan.methods]
         self._fired = torch.zeros((), dtype=torch.long, device=input_ids.device)
         self._stacking = bool(self.sources.stacked) and self._can_stack(cache, arguments)
@@ -147,6 +157,13 @@ class Run:
             padding = self.stack.padding if isinstance(self.stack, Stack) else 0
             for part in caches.parts(self._cache):
                 caches.take(part, self.batch, padding)
+
+    def tell(self, sequences: Tensor) -> None:
+        """Note, and warn of, returned sequences that stop before they are what the constraint says."""
+        if self.constraint is not None:
+            self.stats.truncated = told(
+                self.constraint, sequences[:, self.prompt_length :], self.batch // self.sources.expand
+            )
 
     def _outlives(self) -> bool:
         return bool(self.config.return_dict_in_generate or getattr(self._cache, "_is_user_defined", False))
@@ -243,7 +260,10 @@ class Run:
                 return self.rewards.log_rewards(index, generated[:, :step], combined)
 
             live = self._live(generated[:, : progress.step])
-            result = guided_step(cond[:, place], self.plan.methods, self.strengths, fetch, progress, live, rewards)
+            allowed = None if self.constraint is None else self.constraint.at(generated[:, : progress.step])
+            result = guided_step(
+                cond[:, place], self.plan.methods, self.strengths, fetch, progress, live, rewards, allowed
+            )
             applied = applied | result.open.any()
             if self.recorder is not None:
                 self.recorder(cond[:, place], result.scores, result.open, progress)

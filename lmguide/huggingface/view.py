@@ -14,10 +14,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel
 
-from lmguide.guidance import Guidance, as_methods, with_scale
+from lmguide.constraints.base import Constraint  # noqa: TC001 - likewise
+from lmguide.constraints.mixed import divided
+from lmguide.guidance import Guidance, with_scale
 from lmguide.huggingface import refusals
+from lmguide.huggingface.constrained import ForcedTokens, NeverEmpty, bound, can_skip, checked, end_tokens
 from lmguide.huggingface.particles import decode
 from lmguide.huggingface.run import Run, Stats
 from lmguide.sources import caches
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import Cache, GenerationConfig, PreTrainedTokenizerBase
     from transformers.generation.utils import GenerateOutput
 
-    from lmguide.huggingface.particles import Draw
+    from lmguide.huggingface.particles import Drawer
 
 
 POSITIONAL = tuple(inspect.signature(GenerationMixin.generate).parameters)[2:-1]
@@ -42,11 +45,13 @@ _Model: Any = GenerationMixin
 
 @dataclass(frozen=True)
 class Plan:
-    """What a view does: the model it looks at, the methods, and the tokenizer."""
+    """What a view does: model, methods and tokenizer, one constraint or one a prompt, and whether to close in time."""
 
     model: PreTrainedModel
     methods: tuple[Guidance, ...]
     tokenizer: PreTrainedTokenizerBase | None
+    constraint: Constraint | tuple[Constraint | None, ...] | None = None
+    close: bool = False
 
 
 class GuidedModel(_Model):  # type: ignore[misc] # a class of any model, of which types know nothing
@@ -69,6 +74,8 @@ class GuidedModel(_Model):  # type: ignore[misc] # a class of any model, of whic
         negative_prompt_ids: Tensor | None = None,
         negative_prompt_attention_mask: Tensor | None = None,
         guidance_scale: float | Sequence[float] | None = None,
+        constraint: Constraint | Sequence[Constraint | None] | None = None,
+        close: bool = False,
         **kwargs: Any,
     ) -> GenerateOutput | Tensor:
         """Transformers' `generate`, guided.
@@ -81,6 +88,10 @@ class GuidedModel(_Model):  # type: ignore[misc] # a class of any model, of whic
             negative_prompt_attention_mask: Their mask, same shape; without it leading padding is inferred where it can
                 be.
             guidance_scale: A strength, or one per prompt, instead of the method's own.
+            constraint: What the answers must be, or one for each prompt (`None` for a prompt without), instead of the
+                view's own.
+            close: Near `max_new_tokens` allow only tokens from which a short way to a complete answer is known. The
+                way is searched for, so this costs time there, and it may be missed by grammars with long ways out.
             **kwargs: Further arguments of transformers' `generate`.
 
         Returns:
@@ -89,14 +100,20 @@ class GuidedModel(_Model):  # type: ignore[misc] # a class of any model, of whic
 
         Raises:
             ValueError: An argument is wrong, or the model or mode cannot be guided exactly; it is named.
+            ConstraintError: No token can follow in a row; it is named.
+
+        Warns:
+            UserWarning: Answers stop before they are what the constraint says, because `max_new_tokens` cuts them off.
         """
         kwargs.update(zip(POSITIONAL[: len(args)], args, strict=True))
         ids = kwargs.pop("negative_prompt_ids", negative_prompt_ids)
         mask = kwargs.pop("negative_prompt_attention_mask", negative_prompt_attention_mask)
         refusals.check_call(self, inputs, kwargs)
-        call = for_call(self, guidance_scale, negative_prompt, ids, mask)
+        call = for_call(self, guidance_scale, negative_prompt, ids, mask, constraint, close)
         result = super(GuidedModel, call).generate(inputs, **kwargs)
         self.stats = call.stats
+        if call._run is not None:
+            call._run.tell(result if isinstance(result, torch.Tensor) else result.sequences)
         return cast("GenerateOutput | Tensor", result)
 
     def __call__(self, *args: Any, guided: Any = None, **kwargs: Any) -> Any:
@@ -158,6 +175,8 @@ class GuidedModel(_Model):  # type: ignore[misc] # a class of any model, of whic
         refusals.check_mode(config)
         with torch.no_grad():
             kwargs = run.begin(cast("PreTrainedModel", self), input_ids, config, kwargs, assisted)
+            if run.constraint is not None:
+                kwargs["logits_processor"] = LogitsProcessorList([*kwargs["logits_processor"], NeverEmpty()])
             try:
                 return loop(input_ids, **kwargs)
             finally:
@@ -165,6 +184,9 @@ class GuidedModel(_Model):  # type: ignore[misc] # a class of any model, of whic
 
     @functools.wraps(GenerationMixin._sample)
     def _sample(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._run is not None and not args and can_skip(self._plan, input_ids, kwargs):
+            self._run.skips = True
+            return self._assisted_decoding(input_ids=input_ids, **kwargs)
         return self._decode(functools.partial(super()._sample), input_ids, False, kwargs)
 
     @functools.wraps(GenerationMixin._beam_search)
@@ -174,6 +196,12 @@ class GuidedModel(_Model):  # type: ignore[misc] # a class of any model, of whic
     @functools.wraps(GenerationMixin._assisted_decoding)
     def _assisted_decoding(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         return self._decode(super()._assisted_decoding, input_ids, True, kwargs)
+
+    @functools.wraps(GenerationMixin._get_candidate_generator)
+    def _get_candidate_generator(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        if self._run is not None and self._run.skips:
+            return ForcedTokens(self._run, generation_config.max_length)
+        return super()._get_candidate_generator(generation_config, *args, **kwargs)
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: requests of a continuous batch cannot see each other's logits."""
@@ -185,7 +213,9 @@ class GuidedModel(_Model):  # type: ignore[misc] # a class of any model, of whic
 
 
 def guide(
-    model: PreTrainedModel, guidance: Guidance | Sequence[Guidance], tokenizer: PreTrainedTokenizerBase | None = None
+    model: PreTrainedModel,
+    guidance: Guidance | Constraint | Sequence[Guidance | Constraint],
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> GuidedModel:
     """A view of a model whose `generate()` is guided; the model itself is not touched.
 
@@ -196,9 +226,10 @@ def guide(
 
     Args:
         model: A causal language model or encoder-decoder of transformers, or a PEFT model around one.
-        guidance: A method such as `CFG(1.5)`, or several, whose effects add up.
-        tokenizer: The model's tokenizer; needed where a method is given text or messages, and it gives chat models
-            their default negative prompt.
+        guidance: A method such as `CFG(1.5)`, or several, whose effects add up; and at most one constraint such as
+            `JSONSchema(...)`, which the guided answer then keeps to.
+        tokenizer: The model's tokenizer; needed for a constraint and where a method is given text or messages, and it
+            gives chat models their default negative prompt.
 
     Returns:
         The view: `isinstance(view, type(model))`. A plain `view(input_ids)` is unguided.
@@ -216,12 +247,12 @@ def guide(
         >>> guided.stats.steps > 0
         True
     """
-    methods = as_methods(guidance)
+    methods, constraint = divided(guidance)
     model = refusals.check_model(model)
     kind: Any = type(model)
     view: GuidedModel = object.__new__(_view_class(kind))
     view.__dict__.update(model.__dict__)
-    view._plan = Plan(model, methods, tokenizer)
+    view._plan = Plan(model, methods, tokenizer, constraint)
     view._run = None
     view._recorder = None
     view.stats = Stats()
@@ -248,26 +279,37 @@ def _view_class(cls: Any) -> type[GuidedModel]:
 
 def recorded(view: GuidedModel, recorder: Callable[..., None]) -> GuidedModel:
     """A view of the same model that hands every scored position to `recorder`; see `Run`."""
-    other = object.__new__(type(view))
-    other.__dict__.update(view.__dict__)
+    other = copied(view)
     other._recorder = recorder
     return other
 
 
-def drawn(view: GuidedModel, draw: Draw, inputs: Tensor | None = None, **kwargs: Any) -> Tensor:
+def copied(view: GuidedModel) -> GuidedModel:
+    """A view of the same model with the same plan."""
+    other = object.__new__(type(view))
+    other.__dict__.update(view.__dict__)
+    return other
+
+
+def drawn(view: GuidedModel, drawer: Drawer, inputs: Tensor, **kwargs: Any) -> Tensor:
     """Sequences `[B, L]` of a guided view whose next tokens somebody else draws, all rows from one prompt.
 
     Args:
         view: A view made by `guide`. Its `stats` will be those of the call.
-        draw: Draws a token for every row at every step, and may drop and double rows.
-        inputs: As for `view.generate`, for one prompt.
+        drawer: Makes what draws from the state of the rows under the view's constraint, which is not applied here, and
+            the end-of-sequence tokens.
+        inputs: The prompt, as for `view.generate`.
         **kwargs: As for `view.generate`; `num_return_sequences` says how many rows.
     """
     refusals.check_call(view, inputs, kwargs)
     own = ("guidance_scale", "negative_prompt", "negative_prompt_ids", "negative_prompt_attention_mask")
-    call = for_call(view, **{name: kwargs.pop(name, None) for name in own})
+    bare = copied(view)
+    bare._plan = replace(view._plan, constraint=None)
+    call = for_call(bare, **{name: kwargs.pop(name, None) for name in own})
 
     def loop(_: Any, input_ids: Tensor, **arguments: Any) -> Any:
+        config = arguments["generation_config"]
+        draw = drawer(bound(view._plan, config, 1, len(input_ids)), end_tokens(config))
         return call._decode(functools.partial(decode, call, draw=draw), input_ids, False, arguments)
 
     sequences = super(GuidedModel, call).generate(inputs, custom_generate=loop, **kwargs)
@@ -281,17 +323,20 @@ def for_call(
     negative_prompt: Any = None,
     negative_prompt_ids: Tensor | None = None,
     negative_prompt_attention_mask: Tensor | None = None,
+    constraint: Constraint | Sequence[Constraint | None] | None = None,
+    close: bool = False,
 ) -> GuidedModel:
     """A copy of a view for one call, which holds the state of that call alone: calls may nest or run in threads.
 
-    The arguments are those of `GuidedModel.generate`. Without an enabled method the copy runs the plain model.
+    The arguments are those of `GuidedModel.generate`. Without an enabled method or a constraint the copy runs the plain
+    model.
     """
-    plan = replace(view._plan, methods=with_scale(view._plan.methods, guidance_scale))
+    own = view._plan.constraint if constraint is None else checked(constraint)
+    plan = replace(view._plan, methods=with_scale(view._plan.methods, guidance_scale), constraint=own, close=close)
     negative = given_negative(plan.methods, negative_prompt, negative_prompt_ids, negative_prompt_attention_mask)
     enabled = tuple(method for method in plan.methods if method.enabled)
-    call = object.__new__(type(view))
-    call.__dict__.update(view.__dict__)
+    call = copied(view)
     call._plan = replace(plan, methods=enabled)
-    call._run = Run(call._plan, negative, view._recorder) if enabled else None
+    call._run = Run(call._plan, negative, view._recorder) if enabled or own is not None else None
     call.stats = Stats() if call._run is None else call._run.stats
     return call

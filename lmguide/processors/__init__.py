@@ -1,8 +1,10 @@
-"""Guidance as `LogitsProcessor`s, for anyone's own decoding loop."""
+"""Guidance and constraints as `LogitsProcessor`s, for anyone's own decoding loop."""
 
 from lmguide.processors.base import GuidanceLogitsProcessor
 from lmguide.processors.canvas import AdaptiveCFGLogitsProcessor, CanvasLogitsProcessor, MaskedCFGLogitsProcessor
+from lmguide.processors.constraint import ConstraintLogitsProcessor
 from lmguide.processors.methods import (
+    BudgetGuidanceLogitsProcessor,
     CAIFLogitsProcessor,
     CFGLogitsProcessor,
     ContrastiveLogitsProcessor,
@@ -15,9 +17,11 @@ from lmguide.processors.methods import (
 
 __all__ = [
     "AdaptiveCFGLogitsProcessor",
+    "BudgetGuidanceLogitsProcessor",
     "CAIFLogitsProcessor",
     "CFGLogitsProcessor",
     "CanvasLogitsProcessor",
+    "ConstraintLogitsProcessor",
     "ContrastiveLogitsProcessor",
     "DoLaLogitsProcessor",
     "GeDiLogitsProcessor",

@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from lmguide import contexts
 from lmguide.guidance import Guidance, as_methods
+from lmguide.processors.prefix import step_from
 from lmguide.schedules import Progress
 from lmguide.sources.binding import bind, given_negative
 from lmguide.sources.branch import Branch
@@ -106,13 +107,14 @@ class GuidanceLogitsProcessor(LogitsProcessor):
     def reset(self) -> None:
         """Forget the last prefix; the next ids are a prompt."""
         self._prompt: Tensor | None = None
+        self._seen: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Guided log-probabilities `[B, V]` in the place of `scores`; the scores themselves if every method is off."""
         if not self.methods:
             return scores
-        matched = self._match(input_ids)
+        matched = step_from(self._prompt, self._seen, input_ids)
         if matched is None:
             self._begin(input_ids, scores.shape[-1])
         valid, order = matched or (0, None)
@@ -152,25 +154,6 @@ class GuidanceLogitsProcessor(LogitsProcessor):
     def _rewards(self) -> Iterator[TokenReward]:
         for named in self._bound.values():
             yield from named.values()
-
-    def _match(self, input_ids: Tensor) -> tuple[int, Tensor | None] | None:
-        """How many generated tokens stand as last seen, and which rows moved where.
-
-        `None` where the ids are no step from the last sequence: a step adds one token to something seen before.
-        """
-        if self._prompt is None or input_ids.shape[0] != self._prompt.shape[0]:
-            return None
-        start = self._prompt.shape[1]
-        if not start < input_ids.shape[1] <= self._seen.shape[1] + 1:
-            return None
-        if not torch.equal(input_ids[:, :start], self._prompt):
-            return None
-        shared = input_ids.shape[1] - 1
-        now, then = input_ids[:, :shared], self._seen[:, :shared]
-        if torch.equal(now, then):
-            return shared - start, None
-        same = (now[:, None] == then).all(-1)
-        return (shared - start, same.int().argmax(1)) if bool(same.any(1).all()) else None
 
     def _begin(self, input_ids: Tensor, vocab_size: int) -> None:
         """Take the ids for a prompt and bind the sources and rewards to it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from lmguide.guidance import CAIF, CFG, Contrastive, DoLa, GeDi, SelectiveCFG, SuffixCFG, WordGuidance
+from lmguide.guidance import CAIF, CFG, BudgetGuidance, Contrastive, DoLa, GeDi, SelectiveCFG, SuffixCFG, WordGuidance
 from lmguide.processors.base import GuidanceLogitsProcessor
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lmguide.contexts import Context, Prompt
+    from lmguide.descriptions.budget import Budget, GammaLengthPredictor, LengthPredictor
     from lmguide.descriptions.caif import Label, Texts
     from lmguide.descriptions.words import Words
 
@@ -223,6 +224,30 @@ class WordGuidanceLogitsProcessor(GuidanceLogitsProcessor):
     ) -> None:
         method = WordGuidance(include, exclude, beta, alpha, **settings or {})
         super().__init__(model, method, tokenizer, **kwargs)
+
+
+class BudgetGuidanceLogitsProcessor(GuidanceLogitsProcessor):
+    """`BudgetGuidance` as a processor.
+
+    Args:
+        model: The model being decoded.
+        predictor: As in `BudgetGuidance`.
+        budget: As in `BudgetGuidance`.
+        tokenizer: The tokenizer of the model being decoded, to know newlines and texts that open or end a span.
+        settings: Other arguments of `BudgetGuidance`, such as `{"end": "</think>"}`.
+        **kwargs: As in `GuidanceLogitsProcessor`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        predictor: LengthPredictor | GammaLengthPredictor | str,
+        budget: Budget,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        settings: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, BudgetGuidance(predictor, budget, **settings or {}), tokenizer, **kwargs)
 
 
 def _split(negative_prompt: Prompt | Context | Tensor | None) -> tuple[Any, Any]:

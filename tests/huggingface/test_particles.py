@@ -41,7 +41,7 @@ def test_every_row_sees_the_law_of_its_own_text(family: str, use_cache: bool) ->
 
     sequences = drawn(
         guided,
-        draw,
+        lambda state, ends: draw,
         torch.tensor([PROMPT]),
         num_return_sequences=3,
         do_sample=True,
@@ -61,6 +61,13 @@ def test_the_likeliest_token_each_time_is_greedy_search() -> None:
     def draw(generated: Tensor, scores: Tensor, finished: Tensor) -> tuple[Tensor, None, Tensor]:
         return scores.argmax(-1), None, torch.zeros(len(scores), dtype=torch.bool)
 
-    found = drawn(guided, draw, **inputs, do_sample=False, max_new_tokens=60)
+    found = drawn(
+        guided,
+        lambda state, ends: draw,
+        inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        do_sample=False,
+        max_new_tokens=60,
+    )
     assert found.tolist() == expected.tolist()
     assert guided.stats.steps == found.shape[1] - inputs.input_ids.shape[1]

@@ -1,0 +1,49 @@
+"""Constraints: which texts may be generated, and which tokens may follow."""
+
+from lmguide.constraints.base import (
+    CONSTRAINTS,
+    Constraint,
+    ConstraintError,
+    Literal,
+    Repeat,
+    Sequence,
+    Union,
+    as_constraint,
+    optional,
+    repeat,
+)
+from lmguide.constraints.descriptions import JSON, Choice, FreeText, Grammar, JSONSchema, Regex, Triggered
+from lmguide.constraints.engine import Compiled, Matcher, compile, fill_batch
+from lmguide.constraints.lowering import Lowered, lower
+from lmguide.constraints.masks import apply_bits
+from lmguide.constraints.parsing import parse_constraint
+from lmguide.constraints.vocabulary import Vocabulary
+
+__all__ = [
+    "CONSTRAINTS",
+    "JSON",
+    "Choice",
+    "Compiled",
+    "Constraint",
+    "ConstraintError",
+    "FreeText",
+    "Grammar",
+    "JSONSchema",
+    "Literal",
+    "Lowered",
+    "Matcher",
+    "Regex",
+    "Repeat",
+    "Sequence",
+    "Triggered",
+    "Union",
+    "Vocabulary",
+    "apply_bits",
+    "as_constraint",
+    "compile",
+    "fill_batch",
+    "lower",
+    "optional",
+    "parse_constraint",
+    "repeat",
+]

@@ -1,0 +1,1 @@
+"""Constraints as automata over tokens, and exact inference over the rows of a canvas under them."""

@@ -1,0 +1,193 @@
+"""Constraints on llguidance: Earley's parser over lexemes, masks on the fly.
+
+Its matchers never raise: after an error they allow only the end of the text. So every mask and every step here is
+followed by a look at the error state.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from lmguide.constraints.base import Constraint, ConstraintError
+from lmguide.constraints.descriptions import JSONSchema
+from lmguide.constraints.extras import grammar_extra
+from lmguide.constraints.json_schema import check_finite, refusal
+from lmguide.constraints.lowering import leaves, lower
+from lmguide.constraints.spelling import check_spelling, check_start
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from lmguide.constraints.vocabulary import Vocabulary
+
+# The engine's own limits stop grammars of whole programming languages on large vocabularies (50,000 items a step). A
+# step of some seconds that ends right is better than one that fails.
+_LIMITS = {
+    "max_items_in_row": 200_000,
+    "initial_lexer_fuel": 100_000_000,
+    "step_lexer_fuel": 100_000_000,
+    "step_max_items": 50_000_000,
+    "max_lexer_states": 2_000_000,
+    "max_grammar_size": 5_000_000,
+}
+
+
+_DEAD = "no token may follow, and the text may not end here."
+
+
+class LLGuidanceCompiled:
+    """A constraint compiled by llguidance.
+
+    Args:
+        constraint: What texts must be.
+        vocabulary: The model's tokens.
+
+    Raises:
+        ValueError: As `lmguide.constraints.compile`.
+    """
+
+    def __init__(self, constraint: Constraint, vocabulary: Vocabulary) -> None:
+        for leaf in leaves(constraint):
+            if isinstance(leaf, JSONSchema):
+                check_finite(str(leaf.schema))
+        lowered = lower(constraint, vocabulary)
+        check_spelling(lowered.tree, vocabulary)
+        matcher = _matcher(lowered.lark, vocabulary)
+        if matcher.is_error():
+            raise ValueError(_blame(constraint, vocabulary) or f"constraint: {_position(matcher)}")
+        self._start = LLGuidanceMatcher(matcher, vocabulary)
+        check_start(self._start, vocabulary)
+
+    def start(self) -> LLGuidanceMatcher:
+        """The state of an empty text."""
+        return self._start.copy()
+
+
+def _matcher(lark: str, vocabulary: Vocabulary) -> Any:
+    engine = grammar_extra("llguidance")
+    # Where not every text can be written, forced text might not be: then tokens are masked one by one.
+    options = '\n%llguidance {"no_forcing": true}\n' if vocabulary.missing_bytes else ""
+    return engine.LLMatcher(
+        vocabulary.llguidance,
+        engine.LLMatcher.grammar_from_lark(lark + options),
+        log_level=0,
+        limits=engine.LLParserLimits(**_LIMITS, verbose_errors=False),
+    )
+
+
+def _blame(constraint: Constraint, vocabulary: Vocabulary) -> str | None:
+    """What the engine has against the first part that it refuses by itself."""
+    for leaf in leaves(constraint):
+        matcher = _matcher(lower(leaf, vocabulary).lark, vocabulary)
+        if matcher.is_error():
+            reason = _position(matcher)
+            if isinstance(leaf, JSONSchema):
+                return refusal(str(leaf.schema), reason.partition("failed to compile JSON schema: ")[2] or reason)
+            return f"text: expected a grammar that llguidance can read, got one that is broken: {reason}. Mend it."
+    return None
+
+
+def _position(matcher: Any) -> str:
+    """The engine's message with its place in words."""
+    return re.sub(r"^(?:at )?(\d+)\((\d+)\): ", r"line \1, column \2: ", _reason(matcher))
+
+
+class LLGuidanceMatcher:
+    """The state of one text; see `lmguide.constraints.engine.Matcher`."""
+
+    def __init__(self, matcher: Any, vocabulary: Vocabulary, ended: bool = False) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+        self._ended = ended
+
+    def fill(self, out: NDArray[np.int32]) -> None:
+        """Write which tokens may follow, as bits `[words]`."""
+        self._matcher.unsafe_compute_mask_ptr(out.ctypes.data, out.nbytes)
+        self.check(out)
+
+    def check(self, out: NDArray[np.int32]) -> None:
+        """Refuse a mask that is the engine's way to say that it gave up.
+
+        Raises:
+            ConstraintError: An error of the engine, or no token may follow.
+        """
+        self._check_error()
+        if self._ended:
+            out[:] = self._vocabulary.eos_bits
+            return
+        end = self._vocabulary.eos[0]
+        if out[end >> 5] >> (end & 31) & 1 and not self._matcher.is_accepting():
+            raise ConstraintError(_DEAD)
+
+    def accept(self, token: int) -> bool:
+        """Take a token, or leave the state as it is."""
+        if token in self._vocabulary.eos:
+            self._ended = self._ended or self.accepting()
+            return self._ended
+        taken = not self._ended and self._matcher.try_consume_tokens([token]) == 1
+        self._check_error()
+        return taken
+
+    def forced(self) -> list[int]:
+        """The tokens that must follow."""
+        found: list[int] = [] if self._ended else self._matcher.compute_ff_tokens()
+        self._check_error()
+        return found
+
+    def copy(self) -> LLGuidanceMatcher:
+        """The same state, on its own."""
+        return LLGuidanceMatcher(self._matcher.deep_copy(), self._vocabulary, self._ended)
+
+    def accepting(self) -> bool:
+        """Whether the text may end here."""
+        return bool(self._matcher.is_accepting())
+
+    def finished(self) -> bool:
+        """Whether nothing but an end can follow."""
+        return self._ended or bool(self._matcher.is_stopped())
+
+    def validate(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens could follow in a row."""
+        ends = (index for index, token in enumerate(tokens) if token in self._vocabulary.eos)
+        text = tokens[: next(ends, len(tokens))]
+        fit = 0 if self._ended else int(self._matcher.validate_tokens(list(text)))
+        if fit < len(text) or fit == len(tokens):
+            return fit
+        probe = self.copy()
+        return fit + sum(all(map(probe.accept, text)) and probe.accept(token) for token in tokens[fit:])
+
+    def _check_error(self) -> None:
+        if self._matcher.is_error():
+            reason = _reason(self._matcher)
+            raise ConstraintError(_DEAD if reason.startswith("NoExtension") else f"llguidance gave up: {reason}.")
+
+
+@lru_cache(maxsize=1)
+def _executor() -> Any:
+    return grammar_extra("llguidance").LLExecutor(num_threads=max(1, min(32, os.cpu_count() or 1)))
+
+
+def fill_llguidance(rows: Sequence[tuple[int, LLGuidanceMatcher]], out: NDArray[np.int32]) -> None:
+    """Fill rows of `out` `[rows, words]` in parallel.
+
+    Raises:
+        ConstraintError: As `LLGuidanceMatcher.fill`, with the row.
+    """
+    _executor().unsafe_compute_mask_ptr(
+        [(matcher._matcher, row) for row, matcher in rows], out.ctypes.data, out.strides[0], len(out)
+    )
+    for row, matcher in rows:
+        try:
+            matcher.check(out[row])
+        except ConstraintError as error:
+            raise ConstraintError(f"row {row}: {error}") from None
+
+
+def _reason(matcher: Any) -> str:
+    return str(matcher.get_error()).partition("\n")[0]

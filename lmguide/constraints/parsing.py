@@ -1,0 +1,29 @@
+"""The compact string form of a constraint, for command lines: `regex:pattern="[0-9]+"`."""
+
+from __future__ import annotations
+
+from lmguide.compact import parse_compact
+from lmguide.constraints.base import CONSTRAINTS, Constraint
+from lmguide.serialization import from_dict
+
+
+def parse_constraint(text: str) -> Constraint:
+    """The constraint a compact string or a JSON object describes.
+
+    The form is `name` or `name:key=value,key=value`. A value is JSON (a number, `true`, `null`, a quoted string, a
+    list, an object such as `schema={"type": "integer"}`) or else a bare text up to the next comma.
+
+    Args:
+        text: The string.
+
+    Returns:
+        The constraint.
+
+    Raises:
+        ValueError: The form is broken, or a name or value is unknown, with the nearest known name.
+
+    Example:
+        >>> parse_constraint('choice:options=["yes", "no"]')
+        Choice(options=('yes', 'no'))
+    """
+    return from_dict(CONSTRAINTS, parse_compact(text, "constraint", 'regex:pattern="[0-9]+"'))
