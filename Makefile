@@ -33,7 +33,7 @@ format: $(DEV)  ## let ruff mend and lay out the code
 	@$(BIN)/ruff format
 
 bench: $(CORE)  ## cost of guided generation relative to unguided
-	@$(OFFLINE) $(BIN)/python scripts/bench_huggingface.py
+	@$(OFFLINE) $(BIN)/python -m scripts.bench_huggingface
 
 clean:  ## remove .venv, caches and build leftovers
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

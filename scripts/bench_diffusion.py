@@ -1,71 +1,39 @@
-"""Cost of guided decoding on a canvas beside unguided decoding at equal steps, as ratios within one run.
+"""Cost of guided decoding on a canvas beside unguided decoding at equal steps; how: `scripts/interleaved.py`.
 
-    python scripts/bench_diffusion.py                       # guidance: CPU, float32
-    python scripts/bench_diffusion.py --caches              # block decoding with caches, 256 new tokens
-    python scripts/bench_diffusion.py --overhead            # what a step costs outside of the model
-    python scripts/bench_diffusion.py --device cuda --dtype bfloat16
-
-Every mode runs once per round and the rounds interleave the modes, so that whatever else the machine does meets all of
-them alike. A figure is the median over rounds of the ratio to the unguided run of the same round: `cpu` of process CPU
-time, `wall` of elapsed time.
+python -m scripts.bench_diffusion                       # guidance: CPU, float32
+python -m scripts.bench_diffusion --caches              # block decoding with caches, 256 new tokens
+python -m scripts.bench_diffusion --overhead            # what a step costs outside of the model
+python -m scripts.bench_diffusion --device cuda --dtype bfloat16
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import sys
-import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
-from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import lmguide as lg
 from lmguide.denoisers.guide import WARM_UP
+from scripts.interleaved import Stopwatch, add_options, heading, llama, measure, set_up, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MASK = 4
-LOGIT_SPREAD = 6.0
-"""Random weights give nearly uniform laws; the head is scaled so that confidences spread."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One mode's figures."""
-
-    mode: str
-    cpu_s: float
-    wall_s: float
-    cpu_ratio: float
-    wall_ratio: float
-    note: str
 
 
 def denoiser_of(arguments: argparse.Namespace) -> lg.diffusion.Denoiser:
     """A random bidirectional transformer of about 100 million parameters."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    model = llama(
+        arguments,
         vocab_size=arguments.vocab,
         hidden_size=768,
         intermediate_size=2048,
         num_hidden_layers=arguments.layers,
         num_attention_heads=12,
-        num_key_value_heads=12,
         tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
     )
-    model = LlamaForCausalLM(config).eval()
-    model.model.norm.weight.data.mul_(LOGIT_SPREAD)
-    model = model.to(device=arguments.device, dtype=getattr(torch, arguments.dtype))
     return lg.diffusion.Denoiser(model, "bidirectional", mask_token_id=MASK)
 
 
@@ -166,52 +134,19 @@ def threshold_for(
     return best[1]
 
 
-def measure(modes: dict[str, Callable[[], str]], rounds: int, device: str) -> list[Row]:
-    """Run all modes once to warm up and then in interleaved rounds."""
-    notes = {name: run() for name, run in modes.items()}
-    cpu: dict[str, list[float]] = {name: [] for name in modes}
-    wall: dict[str, list[float]] = {name: [] for name in modes}
-    for _ in tqdm(range(rounds), desc="rounds", file=sys.stderr):
-        for name, run in modes.items():
-            synchronize(device)
-            start = time.process_time(), time.perf_counter()
-            run()
-            synchronize(device)
-            cpu[name].append(time.process_time() - start[0])
-            wall[name].append(time.perf_counter() - start[1])
-    return [
-        Row(
-            name,
-            statistics.median(cpu[name]),
-            statistics.median(wall[name]),
-            statistics.median(a / b for a, b in zip(cpu[name], cpu["unguided"], strict=True)),
-            statistics.median(a / b for a, b in zip(wall[name], wall["unguided"], strict=True)),
-            notes[name],
-        )
-        for name in modes
-    ]
-
-
-def synchronize(device: str) -> None:
-    """Wait for the device, where there is one to wait for."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
 def overhead(denoiser: lg.diffusion.Denoiser, arguments: argparse.Namespace) -> None:
     """Print which share of a run is spent outside of the model's forward."""
     generator = torch.Generator().manual_seed(1)
     prompt = torch.randint(5, arguments.vocab, (arguments.batch, arguments.prompt), generator=generator)
     prompt = prompt.to(arguments.device)
     inside = [0.0]
+    whole, part = Stopwatch(arguments.device), Stopwatch(arguments.device)
     plain = type(denoiser.model).forward
 
     def timed(self: Any, *inputs: Any, **options: Any) -> Any:
-        synchronize(arguments.device)
-        start = time.perf_counter()
+        part.start()
         outputs = plain(self, *inputs, **options)
-        synchronize(arguments.device)
-        inside[0] += time.perf_counter() - start
+        inside[0] += part.read()[1]
         return outputs
 
     model_class: Any = type(denoiser.model)
@@ -223,7 +158,7 @@ def overhead(denoiser: lg.diffusion.Denoiser, arguments: argparse.Namespace) -> 
                 shares: list[tuple[float, float, float]] = []
                 for _ in range(arguments.rounds):
                     inside[0] = 0.0
-                    start = time.perf_counter()
+                    whole.start()
                     lg.diffusion.generate(
                         denoiser,
                         prompt,
@@ -233,8 +168,7 @@ def overhead(denoiser: lg.diffusion.Denoiser, arguments: argparse.Namespace) -> 
                         block_length=block,
                         eos_token_id=(),
                     )
-                    synchronize(arguments.device)
-                    total = time.perf_counter() - start
+                    total = whole.read()[1]
                     shares.append(((total - inside[0]) / total, inside[0], total - inside[0]))
                 share, model, rest = sorted(shares)[len(shares) // 2]
                 print(f"| {name} | {block} | {model:.2f} | {rest:.3f} | **{share:.1%}** |", flush=True)
@@ -245,11 +179,8 @@ def overhead(denoiser: lg.diffusion.Denoiser, arguments: argparse.Namespace) -> 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    add_options(parser)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds, at least 5 for figures to keep")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt")
     parser.add_argument("--new", type=int, default=None, help="tokens to generate; 128, or 256 with --caches")
     parser.add_argument(
@@ -263,29 +194,18 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.new = arguments.new or (256 if arguments.caches else 128)
     arguments.steps = arguments.steps or (arguments.new // 4 if arguments.caches else 8)
-    torch.set_num_threads(arguments.threads)
-    transformers.logging.set_verbosity_error()
+    set_up(arguments)
     denoiser = denoiser_of(arguments)
-    millions = sum(parameter.numel() for parameter in denoiser.model.parameters()) / 1e6
-    on_gpu = arguments.device.startswith("cuda")
-    machine = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
+    print(heading([denoiser.model], arguments))
     print(
-        f"{millions:.0f} M parameters, {arguments.dtype}, {machine}, {arguments.threads} thread(s), "
-        f"torch {torch.__version__}, transformers {transformers.__version__}; batch {arguments.batch}, "
-        f"prompt {arguments.prompt}, {arguments.new} new tokens, "
-        f"{arguments.steps} steps, {arguments.rounds} rounds\n",
+        f"batch {arguments.batch}, prompt {arguments.prompt}, {arguments.new} new tokens, {arguments.steps} steps\n",
         flush=True,
     )
     if arguments.overhead:
         overhead(denoiser, arguments)
         return
-    rows = measure(runs(denoiser, arguments), arguments.rounds, arguments.device)
-    print("| mode | cpu s | wall s | cpu ratio | wall ratio | |\n|---|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row.mode} | {row.cpu_s:.2f} | {row.wall_s:.2f} | **{row.cpu_ratio:.2f}** | {row.wall_ratio:.2f} "
-            f"| {row.note} |"
-        )
+    rows = measure(runs(denoiser, arguments), arguments.rounds, Stopwatch(arguments.device))
+    print(table(rows, arguments.markdown))
 
 
 if __name__ == "__main__":

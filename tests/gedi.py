@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,13 +52,10 @@ def log_posterior(
 
 
 def kept(scores: Tensor, posterior: Tensor, filter_p: float, target_p: float | None) -> Tensor:
-    """The filter of a row as the paper's code has it: by rising posterior, what is below both thresholds goes."""
-    mass = 0.0
-    dropped = []
-    for token in sorted(range(len(scores)), key=lambda v: (float(posterior[v]), -v)):
-        mass += float(scores.double().softmax(-1)[token])
-        if mass < filter_p and (target_p is None or float(posterior[token].exp()) < target_p):
-            dropped.append(token)
-    result = torch.ones(len(scores), dtype=torch.bool)
-    result[dropped] = False
-    return result
+    """The filter of a row as it is written: a token stays for those that are better, or for its own posterior."""
+    mass, values = scores.softmax(-1).tolist(), posterior.tolist()
+    result = []
+    for own in values:
+        better = math.fsum(share for share, value in zip(mass, values, strict=True) if value > own)
+        result.append(better <= 1 - filter_p or (target_p is not None and math.exp(own) >= target_p))
+    return torch.tensor(result)

@@ -29,11 +29,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "descriptions of rewards": ("descriptions",),
     "descriptions of methods": ("guidance",),
     "one guided step": ("step",),
-    "forward passes": ("sources",),
-    "models that denoise a canvas": ("denoisers",),
-    "parts for any loop": ("processors", "constraints"),
-    "making small models": ("training",),
     "small models": ("bundled",),
+    "forward passes": ("sources",),
+    "what may follow": ("constraints",),
+    "models that denoise a canvas": ("denoisers",),
+    "parts for any loop": ("processors",),
+    "making small models": ("training",),
     "engines": ("huggingface", "diffusion", "vllm"),
     "over any engine": ("trace", "search"),
     "public names": ("__init__",),
@@ -42,7 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "python -m lmguide": ("__main__",),
 }
 # Loaded when first used: `import lmguide` must do without them.
-LATE = {"jinja2", "llguidance", "lm_eval", "matplotlib", "rich", "typer", "vllm", "xgrammar"}
+LATE = {"accelerate", "datasets", "jinja2", "llguidance", "lm_eval", "matplotlib", "rich", "typer", "vllm", "xgrammar"}
 # Modules from outside that `import lmguide` may load beyond those which every user of a transformers model has loaded.
 OUTSIDE_MODULES = 10
 LONGEST_FILE = 400

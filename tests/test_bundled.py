@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import re
 import socket
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import torch
 from transformers.utils import logging
 
-from lmguide.bundled import MODELS, bundled
+import lmguide as lg
+from lmguide.bundled import MODELS, PREFIX, bundled
 from lmguide.training import tales
 from lmguide.training.tales import TaleScore
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 TOPICS = list(tales.TOPICS)
 MODELS_OF_CANVASES = ["slots", "sudoku"]
-BYTES = {("tales",): 600_000, ("slots", "sudoku"): 400_000}
+GUIDES = ["mood_gedi", "mood_classifier"]
+BYTES = {("tales",): 600_000, ("slots", "sudoku"): 400_000, ("mood_gedi", "mood_classifier"): 400_000}
+BYTES |= {("tales_length",): 200_000}
 """The room that bundled models may take together in the package."""
 
 
@@ -61,7 +64,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_talkative", "_offline")
-@pytest.mark.parametrize("name", ["tales", *MODELS_OF_CANVASES])
+@pytest.mark.parametrize("name", ["tales", "tales_length", *MODELS_OF_CANVASES, *GUIDES])
 def test_loads_without_a_network_or_a_word(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     model, tokenizer = bundled(name)
     assert not model.training
@@ -129,12 +132,60 @@ def test_the_progress_bars_of_transformers_stay_as_the_user_set_them(bar: bool) 
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
-    known = r"expected the name of a bundled model \(slots, sudoku, tales\)"
-    for wrong, right in (("tails", "tales"), ("slot", "slots"), ("suduko", "sudoku")):
+    names = sorted(folder.name for folder in MODELS.iterdir())
+    known = rf"expected the name of a bundled model \({', '.join(names)}\)"
+    for wrong, right in (("tails", "tales"), ("slot", "slots"), ("suduko", "sudoku"), ("mood_geddi", "mood_gedi")):
         with pytest.raises(ValueError, match=rf"{known}, got '{wrong}'\. Did you mean '{right}'\?"):
             bundled(wrong)
-    with pytest.raises(ValueError, match=r"got 'gpt2'\. Choose one of 'slots', 'sudoku', 'tales'\."):
+    with pytest.raises(ValueError, match=rf"got 'gpt2'\. Choose one of {', '.join(map(repr, names))}\."):
         bundled("gpt2")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("mood_gedi", "LlamaForCausalLM"), ("mood_classifier", "LlamaForSequenceClassification")]
+)
+def test_guides_for_the_mood_read_the_tokens_of_the_tales(name: str, kind: str) -> None:
+    model, tokenizer = bundled(name)
+    assert type(model).__name__ == kind
+    assert tokenizer.get_vocab() == bundled("tales")[1].get_vocab()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        lambda gedi, classifier: lg.GeDi(gedi, " glad", omega=5.0),
+        lambda gedi, classifier: lg.CAIF(classifier, "glad", top_k=20),
+        lambda gedi, classifier: lg.Fudge(classifier, "grim", top_k=20),
+        lambda gedi, classifier: lg.AutoGuidance(gedi, 1.5),
+    ],
+    ids=["gedi", "caif", "fudge", "autoguidance"],
+)
+def test_a_bundled_guide_by_name_is_the_guide_itself(loaded: Loaded, method: Callable[[Any, Any], lg.Guidance]) -> None:
+    model, tokenizer = loaded
+    inputs = tokenizer([tales.prompt(topic) for topic in TOPICS], return_tensors="pt", padding=True)
+    guides = [bundled(name)[0] for name in GUIDES]
+    found = []
+    for described in (method(*guides), method(*(f"{PREFIX}{name}" for name in GUIDES))):
+        guided: Any = lg.guide(model, described, tokenizer=tokenizer)
+        options = {"do_sample": False, "max_new_tokens": 12, "return_dict_in_generate": True, "output_logits": True}
+        output = guided.generate(**inputs, **options)
+        found.append((output.sequences, torch.stack(output.logits)))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], atol=0, rtol=0)
+
+
+def test_a_bundled_guide_by_a_wrong_name_is_refused(loaded: Loaded) -> None:
+    model, tokenizer = loaded
+    inputs = tokenizer("A tale of space:", return_tensors="pt")
+    guided: Any = lg.guide(model, lg.GeDi("bundled/mood_geddi", " glad"), tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="Did you mean 'mood_gedi'"):
+        guided.generate(**inputs, max_new_tokens=2)
+    guided = lg.guide(model, lg.CAIF("bundled/mood_gedi", "glad"), tokenizer=tokenizer)
+    with pytest.raises(TypeError, match="expected a sequence classifier of transformers, got LlamaForCausalLM"):
+        guided.generate(**inputs, max_new_tokens=2)
+    guided = lg.guide(model, lg.GeDi("bundled/mood_classifier", " glad", (" glad", " grim")), tokenizer=tokenizer)
+    with pytest.raises(TypeError, match="guide: expected a transformers model or its name, got LlamaForSequence"):
+        guided.generate(**inputs, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("names", BYTES)
@@ -143,7 +194,7 @@ def test_the_files_are_small_and_name_no_machine_or_time(names: tuple[str, ...])
     expected = {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
     for name in names:
         own = {file.name for file in files if file.parent.name == name}
-        assert own == expected | ({"generation_config.json"} if name == "tales" else set())
+        assert own == expected | ({"generation_config.json"} if name in {"tales", "mood_gedi"} else set())
     assert sum(file.stat().st_size for file in files) <= BYTES[names]
     for file in files:
         if file.suffix != ".safetensors":

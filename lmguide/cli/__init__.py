@@ -1,4 +1,4 @@
-"""The command line: `lmguide demo | generate | inspect | calibrate`.
+"""The command line: `lmguide demo | generate | inspect | calibrate | cognac | train`.
 
 Runs one command and turns what goes wrong into one sentence and an exit status. Each command is a module of this
 package, loaded when it is asked for.
@@ -6,6 +6,7 @@ package, loaded when it is asked for.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import io
 import os
@@ -49,14 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A terminal or pipe whose encoding lacks a letter of a model's text gets a question mark, not a traceback.
         sys.stdout.reconfigure(errors="replace")
     debug = False
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = build_parser().parse_args(words, argparse.Namespace(words=words))
         debug = arguments.debug
         importlib.import_module(f"lmguide.cli.{arguments.command}").run(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        # A terminal has a half-written line before this.
-        print("\nlmguide: stopped." if sys.stderr.isatty() else "lmguide: stopped.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        # A terminal has a half-written line before this; not that of a command which says how to go on.
+        line = " ".join(["lmguide: stopped.", *map(str, stop.args)])
+        print(f"\n{line}" if sys.stderr.isatty() and not stop.args else line, file=sys.stderr)
         return STOPPED
     except BrokenPipeError:
         # The interpreter flushes once more as it ends, and would complain.

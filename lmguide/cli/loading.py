@@ -40,6 +40,17 @@ def load_guided(arguments: argparse.Namespace, methods: list[Guidance]) -> tuple
         OSError: There is no such model.
         ValueError: There is no such device, or the model cannot be guided.
     """
+    model, tokenizer = load_model(arguments)
+    return guide(model, methods, tokenizer=tokenizer), tokenizer
+
+
+def load_model(arguments: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that `--model` names and its tokenizer, ready for left-padded batches.
+
+    Raises:
+        OSError: There is no such model.
+        ValueError: There is no such device.
+    """
     device = _device(arguments.device)
     model, tokenizer = _load(arguments)
     tokenizer.padding_side = "left"
@@ -48,7 +59,7 @@ def load_guided(arguments: argparse.Namespace, methods: list[Guidance]) -> tuple
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.to(device)  # type: ignore[arg-type]
-    return guide(model, methods, tokenizer=tokenizer), tokenizer
+    return model, tokenizer
 
 
 def decoding_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""What the command line understands: every command, option and help text. Needs the standard library alone."""
+"""What the command line understands: every command, option and help text. Loads nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lmguide import __version__
+from lmguide.training.guides.settings import SCHEDULES, GediSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,43 @@ example:
 each line of the records is one answer, for example
   {"confidence": 0.93, "with_guidance": true, "without_guidance": false}"""
 
+COGNAC = """\
+How often a model writes about a topic and leaves out what it must not mention:
+the Cognac benchmark, made from WordNet. Without guidance and with it; a table
+with standard errors. An interrupted run goes on from the files in --out."""
+COGNAC_EXAMPLE = """\
+examples:
+  lmguide cognac --show 3
+  lmguide cognac --model gpt2-xl --out results \\
+      --guidance 'example_guidance:topic=<topic>,avoid=<constraint>'
+WordNet is Debian's package wordnet-base: apt-get install wordnet-base"""
+
+TRAIN = """\
+A guide trained on your own labelled texts, to steer other models with."""
+TRAIN_EXAMPLE = """\
+example:
+  lmguide train gedi --data reviews.jsonl --base gpt2 --out guide"""
+
+TRAIN_GEDI = """\
+A class-conditional language model for lg.GeDi, on lambda L_gen + (1 - lambda)
+L_disc: it learns every text behind the code of its label, and to tell labels
+apart by Bayes' rule. Ctrl-C stops with a checkpoint."""
+TRAIN_GEDI_EXAMPLE = """\
+examples:
+  lmguide train gedi --data reviews.jsonl --text-field review \\
+      --label-field stars --base gpt2-medium --out guide \\
+      --codes "1= bad" "5= good"
+  accelerate launch --multi_gpu -m lmguide train gedi \\
+      --data fancyzhx/ag_news --topic --base gpt2-medium --out guide"""
+
+TRAIN_PREFIX = """\
+A classifier for lg.Fudge and lg.CAIF that says behind every prefix of a text
+which label the whole will have. Ctrl-C stops with a checkpoint."""
+TRAIN_PREFIX_EXAMPLE = """\
+example:
+  lmguide train prefix-classifier --data reviews.jsonl --base gpt2 \\
+      --out classifier"""
+
 
 class Parser(argparse.ArgumentParser):
     """A parser that raises ValueError where argparse would print its usage and exit."""
@@ -75,18 +113,36 @@ def build_parser() -> argparse.ArgumentParser:
         ("generate", "guided text from a model", GENERATE, GENERATE_EXAMPLE, _generate),
         ("inspect", "a page on what guidance did, token by token", INSPECT, INSPECT_EXAMPLE, _inspect),
         ("calibrate", "a gate that skips guidance at a bounded loss", CALIBRATE, CALIBRATE_EXAMPLE, _calibrate),
+        ("cognac", "the Cognac benchmark of topics and constraints", COGNAC, COGNAC_EXAMPLE, _cognac),
     ):
-        command = commands.add_parser(
-            name,
-            help=line,
-            description=text,
-            epilog=example,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        add_options(command)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        add_options(_command(commands, name, line, text, example))
+    kinds = _command(commands, "train", "a guide from your own texts", TRAIN, TRAIN_EXAMPLE, debug=False)
+    guides = kinds.add_subparsers(dest="guide", required=True, title="guides")
+    for name, line, text, example, add_others in (
+        ("gedi", "a class-conditional language model", TRAIN_GEDI, TRAIN_GEDI_EXAMPLE, _gedi),
+        ("prefix-classifier", "a classifier of prefixes", TRAIN_PREFIX, TRAIN_PREFIX_EXAMPLE, None),
+    ):
+        usage = f"lmguide train {name} --data FILE --base MODEL --out DIR ..."  # all of them fill twelve lines
+        _train(_command(guides, name, line, text, example, usage=usage), add_others)
     return parser
+
+
+def _command(
+    commands: Any, name: str, line: str, text: str, example: str, debug: bool = True, usage: str | None = None
+) -> argparse.ArgumentParser:
+    """A new command."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=line,
+        description=text,
+        epilog=example,
+        usage=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if debug:
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return command
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +187,83 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="FILE", help="write the gate here as well")
 
 
+def _cognac(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("items")
+    add, count = group.add_argument, _whole(1)
+    add("--show", type=count, metavar="N", help="print the first N items and stop")
+    add("--split", choices=("dev", "test"), default="dev", help="(default dev)")
+    add("--limit", type=count, metavar="N", help="the first N items alone")
+    add("--wordnet", default="/usr/share/wordnet", metavar="DIR", help="folder of the database (default %(default)s)")
+    add = parser.add_argument_group("model and guidance").add_argument
+    add("--model", metavar="NAME", help="a folder, a name on the hub, or tales, the bundled model")
+    holes = "<topic> and <constraint> stand for those of an item (default example_guidance with both)"
+    add("--guidance", action="append", metavar="METHOD", help=f"name:key=value,... or JSON; may be repeated; {holes}")
+    add("--chat", action="store_true", help="put prompts through the model's chat template")
+    _add_loading(add)
+    add = parser.add_argument_group("decoding").add_argument
+    add("--max-new-tokens", type=count, default=60, metavar="N", help="(default 60)")
+    add("--temperature", type=_number(0), default=0.7, metavar="T", help="0 is greedy (default 0.7)")
+    add("--top-p", type=_number(0, 1), default=0.92, metavar="P", help="(default 0.92)")
+    add("--batch-size", type=count, default=8, metavar="N", help="items at once, of one seed (default 8)")
+    add("--seed", type=_whole(0), default=0, metavar="N", help="of the first batch (default 0)")
+    add("--out", metavar="DIR", help="folder for one JSON file of answers for each guidance")
+
+
+def _train(
+    parser: argparse.ArgumentParser, add_others: Callable[[argparse._ArgumentGroup], None] | None = None
+) -> None:
+    add = parser.add_argument_group("texts").add_argument
+    add("--data", required=True, metavar="FILE", help=".jsonl, .csv, .tsv or .parquet; or a data set of the hub")
+    add("--text-field", default="text", metavar="TEXT", help="column of the texts (default text)")
+    add("--label-field", default="label", metavar="LABEL", help="column of the labels (default label)")
+    add("--subset", metavar="NAME", help="configuration of a data set of the hub")
+    add("--split", default="train", metavar="NAME", help="split of a data set of the hub (default train)")
+    add("--validation", metavar="FILE", help="texts to measure on; or another split of the hub's data set")
+    share = "share of the texts to measure on, without --validation (default 0.1)"
+    add("--validation-share", type=_number(0, 1), metavar="P", help=share)
+    group = parser.add_argument_group("guide")
+    add = group.add_argument
+    add("--base", required=True, metavar="MODEL", help="causal model to start from: a folder, a name on the hub, tales")
+    add("--out", required=True, metavar="DIR", help="folder for the guide, and for the checkpoint while it trains")
+    if add_others is not None:
+        add_others(group)
+    add("--trust-remote-code", action="store_true", help="run code that the model's author wrote")
+    add = parser.add_argument_group("training").add_argument
+    rate, count, default = _number(0), _whole(1), GediSettings
+    add("--learning-rate", type=rate, default=default.learning_rate, metavar="X", help="(default %(default)s)")
+    add("--epochs", type=rate, default=default.epochs, metavar="N", help="times to read the texts (default 1)")
+    add("--batch-size", type=count, default=default.batch_size, metavar="N", help="texts of a pass (default 4)")
+    passes = "passes before the weights change (default 1)"
+    add("--gradient-accumulation", type=count, default=default.gradient_accumulation, metavar="N", help=passes)
+    tokens = "tokens of code and text, the rest is cut (default 192)"
+    add("--max-length", type=count, default=default.max_length, metavar="N", help=tokens)
+    add("--scheduler", choices=SCHEDULES, default=default.scheduler, help="of the learning rate (default linear)")
+    add("--warmup-steps", type=_whole(0), default=default.warmup_steps, metavar="N", help="(default 0)")
+    add("--weight-decay", type=rate, default=default.weight_decay, metavar="X", help="(default 0)")
+    add("--max-grad-norm", type=rate, default=default.max_grad_norm, metavar="X", help="(default 1)")
+    add("--mixed-precision", choices=("no", "bf16", "fp16"), help="(default: what accelerate is configured for)")
+    add("--cpu", action="store_true", help="leave accelerators alone")
+    add("--seed", type=_whole(0), default=default.seed, metavar="N", help="of the order of the texts (default 0)")
+    add("--checkpoint-every", type=count, default=500, metavar="N", help="steps between checkpoints (default 500)")
+    add("--resume", action="store_true", help="continue the run that was stopped in --out")
+
+
+def _gedi(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    codes = "what stands in front of a label's texts (default a space and the label)"
+    add("--codes", type=_code, nargs="+", action="extend", default=[], metavar="LABEL=TEXT", help=codes)
+    add("--topic", action="store_true", help="for unseen topics: true or false in front of a right or wrong one")
+    share = "lambda, from 0 to 1 (default 0.8)"
+    add("--gen-weight", type=_number(0, 1), default=GediSettings.gen_weight, metavar="X", help=share)
+
+
+def _code(text: str) -> tuple[str, str]:
+    label, equals, code = text.partition("=")
+    if not equals or not code:
+        raise argparse.ArgumentTypeError(f"expected LABEL=TEXT, got {text!r}")
+    return label, code
+
+
 def _add_prompt(parser: argparse.ArgumentParser, many: bool) -> None:
     add = parser.add_argument_group("prompts").add_mutually_exclusive_group(required=True).add_argument
     add("--prompt", metavar="TEXT", help="one prompt")
@@ -142,7 +275,6 @@ def _add_prompt(parser: argparse.ArgumentParser, many: bool) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model and guidance").add_argument
-    types = ("auto", "float32", "bfloat16", "float16")
     add("--model", required=True, metavar="NAME", help="a folder, a name on the hub, or tales, the bundled model")
     add(
         "--guidance",
@@ -151,6 +283,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="name:key=value,... or JSON; may be repeated (default cfg:guidance_scale=1.5)",
     )
     add("--negative-prompt", metavar="TEXT", help="what to move away from; with --chat, another system prompt")
+    _add_loading(add)
+
+
+def _add_loading(add: Callable[..., Any]) -> None:
+    types = ("auto", "float32", "bfloat16", "float16")
     add("--dtype", choices=types, default="auto", help="of the weights (default auto)")
     add("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: an accelerator if there is one)")
     add("--trust-remote-code", action="store_true", help="run code that the model's author wrote")

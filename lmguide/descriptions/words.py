@@ -55,11 +55,7 @@ class WordLists(Context):
             )
         check_number("beta", self.beta, "The published value is 5; to avoid words put them in exclude.", least=0)
         check_number("alpha", self.alpha, "The published value is 100; to favour words put them in include.", least=0)
-        if self.exclude_at not in {"expected", "boundary", "last_token"}:
-            raise ValueError(
-                f"exclude_at: expected 'expected', 'boundary' or 'last_token', got {self.exclude_at!r}. "
-                "Choose one of them."
-            )
+        check_exclude_at(self.exclude_at)
         for wanted, unwanted in _pairs(lists(self.include), lists(self.exclude)):
             both = {form for word in wanted for form in forms(word, self.variants)} & {
                 form for word in unwanted for form in forms(word, self.variants)
@@ -86,6 +82,35 @@ def forms(word: str, variants: bool) -> tuple[str, ...]:
     found = [word, word[0].upper() + word[1:]]
     found += [_plural(form) for form in found]
     return tuple(dict.fromkeys(found)) if variants else (word,)
+
+
+def singulars(word: str) -> tuple[str, ...]:
+    """What a word can be the regular English plural of; none if it looks like no plural.
+
+    Example:
+        >>> singulars("foxes"), singulars("cookies"), singulars("glass")
+        (('foxe', 'fox'), ('cookie', 'cooky'), ())
+    """
+    if len(word) < 3 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
+        return ()
+    found = [word[:-1]]
+    if word.endswith("ies"):
+        found.append(f"{word[:-3]}y")
+    elif word.endswith(("ses", "xes", "zes", "ches", "shes")):
+        found.append(word[:-2])
+    return tuple(found)
+
+
+def check_exclude_at(given: object) -> None:
+    """Refuse an unknown place of a penalty.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if given not in {"expected", "boundary", "last_token"}:
+        raise ValueError(
+            f"exclude_at: expected 'expected', 'boundary' or 'last_token', got {given!r}. Choose one of them."
+        )
 
 
 def _plural(word: str) -> str:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from lmguide.denoisers.guide import Law
     from lmguide.diffusion.noise import RowNoise
 
+NOTHING_LEFT = (
+    "constraint: expected a token that may be written at every position, got none at some: the constraint, "
+    "suppress_tokens and what guidance excludes leave none, or the model's scores are NaN. Loosen them."
+)
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -44,9 +49,14 @@ class Sampler:
     allowed: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
+    def cuts(self) -> bool:
+        """Whether top-p or top-k cut tokens off."""
+        return self.top_p not in {None, 1} or bool(self.top_k)
+
+    @property
     def filters(self) -> bool:
         """Whether tokens come from another law than the one before temperature."""
-        return self.temperature > 0 or self.top_p not in {None, 1} or bool(self.top_k)
+        return self.temperature > 0 or self.cuts
 
 
 def decide(
@@ -96,10 +106,7 @@ def decide(
         tokens[rows, places] = drawn
         log_prob[rows, places] = scores.gather(-1, drawn[:, None])[:, 0]
     if not bool((log_prob.isfinite() | ~wanted).all()):
-        raise ValueError(
-            "constraint: expected a token that may be written at every position, got none at some: the constraint, "
-            "suppress_tokens and what guidance excludes leave none, or the model's scores are NaN. Loosen them."
-        )
+        raise ValueError(NOTHING_LEFT)
     return Decisions(tokens, log_prob, top, second, entropy)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -12,6 +11,7 @@ from lmguide import contexts
 from lmguide.checks import check_whole
 from lmguide.denoisers.binding import denoiser_of
 from lmguide.denoisers.guide import Guide
+from lmguide.diffusion.constraints import bound_spans, checked_function, spans_of
 from lmguide.diffusion.correctors import Corrector, as_corrector
 from lmguide.diffusion.decisions import Sampler
 from lmguide.diffusion.early_commit import EarlyCommit, as_early_commit
@@ -21,9 +21,8 @@ from lmguide.diffusion.orders import Order, as_order
 from lmguide.diffusion.request import (
     check_lengths,
     check_tokens,
-    checked_constraint,
     lay_out,
-    methods_of,
+    methods_and_constraint,
     most_blocks,
     own_tokens,
     token_list,
@@ -33,14 +32,16 @@ from lmguide.diffusion.windows import windows
 from lmguide.sources.binding import given_negative
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from torch import Tensor
 
+    from lmguide.constraints import Constraint
     from lmguide.denoisers import Denoiser
+    from lmguide.diffusion.constraints import Allowed
     from lmguide.diffusion.output import DiffusionOutput
+    from lmguide.diffusion.spans import Span
     from lmguide.guidance import Guidance
-
-Allowed: TypeAlias = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
-"""A constraint: canvas `[B, L]`, rows `[n]` and columns `[n]` to the allowed tokens, booleans `[n, V]`."""
 
 
 @torch.no_grad()
@@ -49,11 +50,11 @@ def generate(
     input_ids: Tensor,
     attention_mask: Tensor | None = None,
     *,
-    guidance: Guidance | Sequence[Guidance | str] | str | None = None,
+    guidance: Guidance | Constraint | Sequence[Guidance | Constraint | str] | str | None = None,
     negative_prompt: Any = None,
     negative_prompt_ids: Tensor | None = None,
     negative_prompt_attention_mask: Tensor | None = None,
-    constraint: Allowed | None = None,
+    constraint: Constraint | Sequence[Constraint | None] | Sequence[Span] | Allowed | str | None = None,
     order: Order | str = "low_confidence",
     corrector: Corrector | str | None = None,
     early_commit: EarlyCommit | str | None = None,
@@ -91,8 +92,12 @@ def generate(
         negative_prompt: Text, chat messages or ids in the place of the method's own; one for all rows or one per row.
         negative_prompt_ids: The same as a tensor of ids.
         negative_prompt_attention_mask: Its mask.
-        constraint: Canvas `[B, L]`, rows `[n]` and columns `[n]` to the allowed tokens `[n, V]`; applied after
-            guidance. It must answer with booleans on the canvas' device.
+        constraint: What the answer must be, up to its first end token: `Regex`, `JSONSchema`, `Choice` or what is
+            composed of such; one for all rows or one per row. Every answer is one that is allowed, in any order and
+            with any blocks, and its positions are drawn from their joint law given that. Applied after guidance; see
+            docs/diffusion-constraints.md. With `infill` the text begins at a row's first mask, or lies in each `Span`
+            of a list. Or a function of canvas `[B, L]`, rows `[n]` and columns `[n]` to the allowed tokens `[n, V]`,
+            as booleans on the canvas' device, which sees positions one by one and promises nothing.
         order: Which positions are committed: an `Order`, or its string form such as `"threshold:threshold=0.9"`.
         corrector: What opens committed positions again or rewrites them; `None` leaves them.
         early_commit: When a whole row is committed at once; `None` is never.
@@ -141,7 +146,7 @@ def generate(
         16
     """
     denoiser = _denoiser(model, tokenizer)
-    methods = methods_of(guidance)
+    methods, constraint = methods_and_constraint(guidance, constraint)
     negative = given_negative(methods, negative_prompt, negative_prompt_ids, negative_prompt_attention_mask)
     enabled = [method for method in methods if method.enabled]
     if max_new_tokens is not None:
@@ -175,7 +180,14 @@ def generate(
         ends = own_tokens(denoiser, tokenizer, "eos_token_id", unfit=mask_token_id)
     if pad_token_id is None:
         padding = own_tokens(denoiser, tokenizer, "pad_token_id", unfit=mask_token_id)
-    allowed = checked_constraint(constraint, canvas, vocab_size)
+    function = constraint if callable(constraint) else None
+    spans = [] if function is not None else spans_of(constraint, canvas, first)
+    if spans and corrector is not None and corrector.looks_at_committed:
+        raise ValueError(
+            f"corrector: {type(corrector).__name__} rewrites tokens one by one, each given the others, and two such "
+            "changes may break what is constrained. Use a remasking corrector, or leave the constraint out."
+        )
+    groups = bound_spans(spans, canvas, denoiser, tokenizer, ends, padding or ends[:1], suppressed)
     _check_residual(residual_interval, methods, corrector)
     guide = Guide(
         denoiser,
@@ -198,7 +210,7 @@ def generate(
         tensor(suppressed),
         mask_token_id,
         noise,
-        allowed,
+        None if function is None else checked_function(function, canvas, vocab_size),
     )
     plan = list(windows(canvas, first, block_length, denoiser.family))
     if any(method.is_reward for method in guide.methods) and not all(bool(window.mine.all()) for window in plan):
@@ -214,6 +226,7 @@ def generate(
         windows=plan,
         steps=block_steps,
         blocks=most_blocks(denoiser, length, first, block_length),
+        groups=groups,
         corrector=corrector,
         early_commit=None if early_commit is None else as_early_commit(early_commit),
         deferred=tensor(deferred),

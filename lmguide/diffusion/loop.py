@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lmguide.diffusion.decisions import Sampler, decide
+from lmguide.diffusion.joint import decide_jointly
 from lmguide.diffusion.orders import Moment
 from lmguide.diffusion.output import DiffusionOutput
 from lmguide.schedules import Progress
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lmguide.diffusion.early_commit import EarlyCommit
     from lmguide.diffusion.noise import RowNoise
     from lmguide.diffusion.orders import Decisions, Order
+    from lmguide.diffusion.spans import SpanGroup
     from lmguide.diffusion.windows import Window
     from lmguide.sources.canvas import Canvas
 
@@ -39,6 +41,7 @@ class Loop:
         windows: Columns to decode, one window after the other.
         steps: Denoising steps of a window.
         blocks: How many windows schedules and gates count on: that of any prompt, whatever stands beside it.
+        groups: Spans of the canvas under constraints.
         corrector: Opens or rewrites committed positions.
         early_commit: Commits whole rows.
         deferred: Tokens that are committed only when nothing else is left to commit.
@@ -56,6 +59,7 @@ class Loop:
     windows: Sequence[Window]
     steps: int
     blocks: int
+    groups: Sequence[SpanGroup]
     corrector: Corrector | None
     early_commit: EarlyCommit | None
     deferred: Tensor
@@ -153,7 +157,8 @@ class Loop:
             return self.noise.uniform(stream, self.noise_step, 0, length)
 
         law = self.guide.law(Progress(done, self.total), window.start, window.stop, uniform, mine=window.mine)
-        decisions = decide(law, wanted, window.start, self.noise_step, self.sampler, self.order.filtered, self.reads)
+        how = wanted, window.start, self.noise_step, self.sampler, self.order.filtered, self.reads
+        decisions = decide_jointly(law, self.canvas, self.groups, *how) if self.groups else decide(law, *how)
         self.fired += law.fired
         self.nfe += (stats.nfe - before) * wanted.any(1)
         return decisions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from numbers import Integral
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmguide.checks import check_whole
+from lmguide.constraints.mixed import divided
 from lmguide.guidance import Guidance, as_methods, parse_guidance
 from lmguide.sources.canvas import Canvas
 
@@ -41,12 +42,30 @@ def methods_of(guidance: object) -> tuple[Guidance, ...]:
         TypeError: It is something else.
         ValueError: A string that cannot be read, or an empty list.
     """
-    given: Any = [guidance] if isinstance(guidance, str) else guidance
-    if given is None:
-        return ()
-    if isinstance(given, list | tuple):
-        given = [parse_guidance(each) if isinstance(each, str) else each for each in given]
-    return as_methods(given)
+    return () if guidance is None else as_methods(_parsed(guidance))
+
+
+def methods_and_constraint(guidance: object, constraint: Any) -> tuple[tuple[Guidance, ...], Any]:
+    """Methods as `methods_of`, and the constraint, which may be among them or stand by itself.
+
+    Raises:
+        TypeError: Neither methods nor a constraint.
+        ValueError: More than one constraint, a string that cannot be read, or an empty list.
+    """
+    methods, among = ((), None) if guidance is None else divided(_parsed(guidance))
+    if among is not None and constraint is not None:
+        raise ValueError(
+            "constraint: expected one constraint, got one in guidance and another here. Leave one of the two out."
+        )
+    return methods, constraint if among is None else among
+
+
+def _parsed(guidance: Any) -> Any:
+    """Strings as methods."""
+    given = [guidance] if isinstance(guidance, str) else guidance
+    if not isinstance(given, list | tuple):
+        return given
+    return [parse_guidance(each) if isinstance(each, str) else each for each in given]
 
 
 def lay_out(
@@ -242,44 +261,6 @@ def check_tokens(
                 f"{argument}: expected a token of text, got the mask token {mask_token_id}, which means undecided. "
                 "Give the tokenizer's end token."
             )
-
-
-def checked_constraint(
-    constraint: Callable[[Tensor, Tensor, Tensor], Tensor] | None, canvas: Canvas, vocab_size: int
-) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """A constraint on the canvas as it is when asked, whose answers are looked at.
-
-    Args:
-        constraint: Canvas `[B, L]`, rows and columns `[n]` to booleans `[n, V]`; `None` stays `None`.
-        canvas: The canvases.
-        vocab_size: V.
-
-    Raises:
-        TypeError: It is no function.
-    """
-    if constraint is None:
-        return None
-    if not callable(constraint):
-        raise TypeError(
-            f"constraint: expected a function of canvas, rows and columns, got {type(constraint).__name__}. "
-            "Return booleans [n, V]."
-        )
-
-    def allowed(rows: Tensor, columns: Tensor) -> Tensor:
-        found: object = constraint(canvas.ids, rows, columns)
-        shape, device = [len(rows), vocab_size], canvas.ids.device
-        if isinstance(found, torch.Tensor):
-            if found.dtype == torch.bool and list(found.shape) == shape and found.device == device:
-                return found
-            got = f"{found.dtype} of shape {list(found.shape)} on {found.device}"
-        else:
-            got = type(found).__name__
-        raise ValueError(
-            f"constraint: expected booleans [n, V], {shape} on {device}, got {got}. Return one row for each position, "
-            "True where a token is allowed."
-        )
-
-    return allowed
 
 
 def _items(tokens: object) -> list[Any]:

@@ -1,6 +1,7 @@
 """Guidance methods: one frozen dataclass each, the same description for every engine."""
 
 from lmguide.guidance.base import GUIDANCE, Guidance, as_methods, with_scale
+from lmguide.guidance.budget import BudgetGuidance
 from lmguide.guidance.caif import CAIF, Fudge
 from lmguide.guidance.canvas import AdaptiveCFG
 from lmguide.guidance.gedi import GeDi
@@ -21,6 +22,7 @@ from lmguide.guidance.prompts import (
 )
 from lmguide.guidance.rewards import ClassifierGuidance, RewardedSamples
 from lmguide.guidance.self_contrast import DoLa, S2Guidance
+from lmguide.guidance.topics import ExampleGuidance, TopKGuidance, VerifierGuidance
 from lmguide.guidance.words import WordGuidance
 
 __all__ = [
@@ -34,11 +36,13 @@ __all__ = [
     "TPG",
     "AdaptiveCFG",
     "AutoGuidance",
+    "BudgetGuidance",
     "ClassifierGuidance",
     "Contrastive",
     "DExperts",
     "DivergenceDampedCFG",
     "DoLa",
+    "ExampleGuidance",
     "Fudge",
     "GeDi",
     "Guidance",
@@ -49,6 +53,8 @@ __all__ = [
     "SelectiveCFG",
     "SuffixCFG",
     "TangentialCFG",
+    "TopKGuidance",
+    "VerifierGuidance",
     "WordGuidance",
     "as_methods",
     "parse_guidance",

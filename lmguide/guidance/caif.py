@@ -50,6 +50,7 @@ class CAIF(Reward):
     """
 
     strength_field: ClassVar[str] = "alpha"
+    cuts: ClassVar[bool] = True
 
     classifier: PreTrainedModel | Texts | str
     label: Label | tuple[Label, ...]
@@ -114,6 +115,8 @@ class Fudge(Reward):
         >>> Fudge("some/prefix-classifier", label=1).sources()["reward"].reading
         'ids'
     """
+
+    cuts: ClassVar[bool] = True
 
     classifier: PreTrainedModel | str
     label: Label | tuple[Label, ...]

@@ -26,6 +26,15 @@ OMEGA = {"exact": 5.0, "normalized": 30.0}
 """Strengths where none is given: the paper's for its own form. The exact posterior sums what that averages over the
 text, so it needs less; at 5 it moves as many words as the paper's form at 30 to 100 and keeps the grammar."""
 
+UNIT = 2.0**60
+"""Masses are counted in its inverse: a row's sum stays below 2**63, and every float32 above 2**-37 is a whole number."""
+
+RANK_BITS = 31
+"""Of a float32 without its sign."""
+
+DIGITS = (11, 10, 10)
+"""How its bits are taken: three sums over the vocabulary, into few enough places that these cost nothing."""
+
 
 def best_by_posterior(scores: Tensor, log_posterior: Tensor, filter_p: float, target_p: float | None = None) -> Tensor:
     """Tokens with the best posterior that hold `1 - filter_p` of the mass, and those of at least `target_p`.
@@ -36,7 +45,7 @@ def best_by_posterior(scores: Tensor, log_posterior: Tensor, filter_p: float, ta
 
     Args:
         scores: Scores after re-weighting, `[..., V]`.
-        log_posterior: Log-posteriors of the wanted class, `[..., V]`.
+        log_posterior: Log-posteriors of the wanted class, `[..., V]`, float32, at most 0.
         filter_p: `1 - rho`, in [0, 1]; 0 keeps everything.
         target_p: `tau`, in [0, 1]; `None` keeps none for its own sake.
 
@@ -48,14 +57,37 @@ def best_by_posterior(scores: Tensor, log_posterior: Tensor, filter_p: float, ta
         >>> best_by_posterior(probabilities.log(), torch.tensor([0.9, 0.7, 0.1]).log(), 0.8)
         tensor([ True,  True, False])
     """
-    good = log_posterior >= (math.inf if target_p is None else math.log(target_p) if target_p else -math.inf)
     mass = scores.softmax(-1)
-    if bool((mass.where(good, 0.0).sum(-1) > 1 - filter_p).all()):
-        return good  # no other has a chance, and sorting is what costs
-    order = log_posterior.sort(dim=-1, descending=True, stable=True).indices
-    mass = mass.gather(-1, order)
-    better = mass.cumsum(-1) - mass
-    return torch.empty_like(good).scatter_(-1, order, better <= 1 - filter_p) | good
+    kept = mass[..., :1].isnan() | _at_most(1 - filter_p, mass, log_posterior)  # NaN must show, not be cut away
+    if target_p is None:
+        return kept
+    return kept | (log_posterior >= (math.log(target_p) if target_p else -math.inf))
+
+
+def _at_most(rho: float, mass: Tensor, log_posterior: Tensor) -> Tensor:
+    """Tokens for which those of a better posterior have at most `rho` of the mass.
+
+    Found without sorting, which would cost more than all other arithmetic of a step. The last token that stays is
+    looked for digit by digit, as in a radix sort: the bits of `|log p|` as a whole number stand in its own order, and
+    the mass under each digit is one scattered sum. Masses are whole multiples of 2**-60, so that sums are exact and no
+    order of adding them changes which tokens stay.
+    """
+    if rho >= 1:
+        return torch.ones_like(mass, dtype=torch.bool)
+    shares = mass.mul(UNIT).long()
+    rank = log_posterior.float().abs().view(torch.int32)
+    digit, place = torch.empty_like(rank), torch.empty_like(shares)
+    last = torch.zeros_like(rank[..., :1])
+    left = RANK_BITS
+    for bits in DIGITS:
+        left -= bits
+        # place 0 is for all that is better than the digits found so far, the last one for all that is worse
+        torch.bitwise_right_shift(rank, left, out=digit)
+        place.copy_(digit.sub_((last << bits) - 1).clamp_(0, (1 << bits) + 1))
+        under = shares.new_zeros(*rank.shape[:-1], (1 << bits) + 2).scatter_add_(-1, place, shares)
+        better = under.cumsum(-1).sub_(under)[..., 1:-1]
+        last = (last << bits) + (better <= int(rho * UNIT)).sum(-1, keepdim=True, dtype=torch.int32) - 1
+    return rank <= last
 
 
 @GUIDANCE.register("gedi")
@@ -97,6 +129,7 @@ class GeDi(Reward):
     """
 
     strength_field: ClassVar[str] = "omega"
+    cuts: ClassVar[bool] = True
 
     guide: PreTrainedModel | str
     code: str | tuple[int, ...]
@@ -158,6 +191,7 @@ class GeDi(Reward):
         scores = add_reward(cond, posterior, strength)
         if self.filter_p is None:
             return scores
-        off = torch.as_tensor(strength == 0, device=scores.device)
-        kept = best_by_posterior(scores, posterior, self.filter_p, self.target_p) | off[..., None]
-        return scores.masked_fill(~kept, -torch.inf)
+        kept = best_by_posterior(scores, posterior, self.filter_p, self.target_p)
+        if isinstance(strength, torch.Tensor):
+            kept |= (strength == 0)[..., None]
+        return torch.where(kept, scores, -torch.inf)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmguide.sources import caches
+from lmguide.sources.roomy import with_room
 from lmguide.sources.skinny import few_rows
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class Branch:
         record_past: Whether tokens may be taken back, which sliding-window caches must know beforehand.
         extra: Further keyword arguments of the model, such as an encoder's output.
         read: Takes the logits of the last positions out of the model's output; by default `outputs.logits`.
+        room: Tokens that a cache makes room for at a time, see `with_room`; 0 for a layer that is copied at every
+            token.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Branch:
         record_past: bool = False,
         extra: dict[str, Any] | None = None,
         read: Callable[[Any, int], Tensor] | None = None,
+        room: int = 0,
     ) -> None:
         self.model = model
         self.rows = rows
@@ -66,6 +70,7 @@ class Branch:
         self.record_past = record_past and not model._is_stateful  # recurrent states cannot be taken back anyway
         self.extra = extra or {}
         self.read = read or _logits
+        self.room = room
         self.cache: Cache | None = None
         self.consumed = 0
         self.forwards = 0
@@ -131,6 +136,8 @@ class Branch:
         if first and self.use_cache:
             self.cache = caches.new_cache(self.model)
             self.use_cache = self.cache is not None
+            if self.room:
+                with_room(self.cache, self.room)
             if self.cache is not None and self.record_past:
                 self.cache.activate_past_recording()
         ids = torch.cat([rows.ids, generated], 1)

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lmguide import contexts
+from lmguide.bundled import PREFIX, bundled
 from lmguide.sources.classifiers import SequenceClassifier, parameters
 from lmguide.sources.models import check_vocabulary, fitted
 
@@ -295,5 +296,8 @@ def _found(path: str) -> Callable[..., Tensor]:
 @lru_cache(maxsize=4)  # asked for at every call
 def _load(name: str, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with torch.inference_mode(False):  # a gradient is wanted
+        if name.startswith(PREFIX):
+            model, tokenizer = bundled(name.removeprefix(PREFIX))
+            return model.to(device), tokenizer  # type: ignore[arg-type]
         model = AutoModelForSequenceClassification.from_pretrained(name).to(device).eval()
     return model, AutoTokenizer.from_pretrained(name)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from lmguide.bundled import PREFIX, bundled
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -128,5 +130,7 @@ def _tokens_by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 @lru_cache(maxsize=4)  # a guide is asked for at every generate call; loading it each time would dwarf the call
 def _load(name: str, encoder_decoder: bool, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if name.startswith(PREFIX):
+        return bundled(name.removeprefix(PREFIX), dtype)
     kind = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     return kind.from_pretrained(name, dtype=dtype).eval(), AutoTokenizer.from_pretrained(name)

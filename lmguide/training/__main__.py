@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmguide.training.interrupts import STOPPED, stop_requests
 from lmguide.training.language_model import TALES
+from lmguide.training.length import TALES_LENGTH
 from lmguide.training.masked_diffusion import SLOTS, SUDOKU
+from lmguide.training.mood import MOOD_CLASSIFIER, MOOD_GEDI
 from lmguide.training.trainer import train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import FrameType
 
     from lmguide.training.trainer import Recipe
 
-RECIPES: dict[str, Recipe[Any]] = {recipe.name: recipe for recipe in (TALES, SLOTS, SUDOKU)}
-STOPPED = 130
-"""Exit status of a program that the user interrupted (128 + SIGINT)."""
+RECIPES: dict[str, Recipe[Any]] = {
+    recipe.name: recipe for recipe in (TALES, SLOTS, SUDOKU, TALES_LENGTH, MOOD_GEDI, MOOD_CLASSIFIER)
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python -m lmguide.training",
         description="Train one of the small bundled models on its synthetic corpus (tales: about 5 minutes on one "
-        "core, slots: 2 minutes, sudoku: seconds).",
+        "core, slots and mood_gedi: 2 minutes, mood_classifier: 3 minutes, sudoku: seconds).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
@@ -67,28 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     recipe = RECIPES[options.model]
     torch.set_num_threads(options.threads)
-    stop = threading.Event()
-
-    def request_stop(number: int, _frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    previous = {number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    settings = replace(recipe.settings, steps=getattr(options, "steps", recipe.settings.steps), seed=options.seed)
     try:
-        finished = train(
-            recipe,
-            replace(recipe.settings, steps=getattr(options, "steps", recipe.settings.steps), seed=options.seed),
-            options.out,
-            resume="resume" in options,
-            checkpoint_every=options.checkpoint_every,
-            should_stop=stop.is_set,
-        )
+        with stop_requests() as stop_requested:
+            finished = train(
+                recipe,
+                settings,
+                options.out,
+                resume="resume" in options,
+                checkpoint_every=options.checkpoint_every,
+                should_stop=stop_requested,
+            )
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     if not finished:
         again = shlex.join([word for word in words if word != "--resume"] + ["--resume"])
         print(f"Stopped with a checkpoint; continue with: python -m lmguide.training {again}", file=sys.stderr)

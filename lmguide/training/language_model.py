@@ -48,7 +48,12 @@ def make_tokenizer(settings: LanguageSettings) -> PreTrainedTokenizerFast:
 
 def make_model(settings: LanguageSettings, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Return the untrained model."""
-    config = LlamaConfig(
+    return LlamaForCausalLM(llama_config(settings, tokenizer))
+
+
+def llama_config(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """Return the configuration of a small Llama."""
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
         intermediate_size=2 * settings.hidden_size,
@@ -60,7 +65,6 @@ def make_model(settings: LanguageSettings, tokenizer: PreTrainedTokenizerFast) -
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
 
 
 def make_batch(settings: Settings, tokenizer: PreTrainedTokenizerFast, step: int) -> dict[str, Tensor]:
@@ -79,9 +83,14 @@ def make_batch(settings: Settings, tokenizer: PreTrainedTokenizerFast, step: int
     }
 
 
-def _document(rng: random.Random, null_share: float, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+def draw_prompt(rng: random.Random, null_share: float) -> tuple[str | None, str]:
+    """Return a topic and the prompt that names it, or in `null_share` of the cases None and a null prompt."""
     topic = None if rng.random() < null_share else rng.choice(list(tales.TOPICS))
-    prompt = rng.choice(tales.NULL_PROMPTS) if topic is None else tales.prompt(topic)
+    return topic, rng.choice(tales.NULL_PROMPTS) if topic is None else tales.prompt(topic)
+
+
+def _document(rng: random.Random, null_share: float, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    topic, prompt = draw_prompt(rng, null_share)
     prompt_ids: list[int] = tokenizer(prompt)["input_ids"]
     if prompt == ":" and rng.random() < 0.5:
         prompt_ids = prompt_ids[1:]  # the last token of a prompt as null context has no <|bos|> in front

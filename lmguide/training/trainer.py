@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from tqdm.auto import trange
 
-from lmguide.training.checkpoint import load_checkpoint, save_checkpoint
+from lmguide.training.checkpoint import load_run, save_checkpoint
 
 if TYPE_CHECKING:
     import os
@@ -172,22 +172,7 @@ class Run(Generic[S]):
         Raises:
             ValueError: If there is none, or it is another model's or of other settings.
         """
-        if not checkpoint.exists():
-            raise ValueError(f"expected a checkpoint to resume, got no file {checkpoint}. Start a new run instead.")
-        state = load_checkpoint(checkpoint)
-        if state["name"] != recipe.name:
-            raise ValueError(
-                f"expected a checkpoint of the model {recipe.name!r}, got one of {state['name']!r}. "
-                "Resume with the model of the first run."
-            )
-        now = asdict(settings)
-        if changed := [
-            f"{name} {was} then, {now[name]} now" for name, was in state["settings"].items() if was != now[name]
-        ]:
-            raise ValueError(
-                f"expected the settings of the checkpoint, got others ({'; '.join(changed)}). "
-                "Resume with the settings of the first run."
-            )
+        state = load_run(checkpoint, recipe.name, asdict(settings))
         run = cls(recipe, settings)
         run.step = state["step"]
         run.model.load_state_dict(state["model"])

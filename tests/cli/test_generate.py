@@ -87,6 +87,24 @@ def test_several_methods_add_up(tales: Pair, capsys: pytest.CaptureFixture[str])
     assert record["stats"]["nfe"] > 2 * record["stats"]["steps"]
 
 
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [
+        ('gedi:guide=bundled/mood_gedi,code=" glad",omega=8', lambda named: lmguide.GeDi(named("gedi"), " glad", omega=8)),
+        (
+            "caif:classifier=bundled/mood_classifier,label=grim,top_k=20",
+            lambda named: lmguide.CAIF(named("classifier"), "grim", top_k=20),
+        ),
+    ],
+)
+def test_a_bundled_model_guides_by_its_name(
+    tales: Pair, capsys: pytest.CaptureFixture[str], words: str, method: Callable[..., lmguide.Guidance]
+) -> None:
+    (record,) = records(capsys, "--prompt", PROMPT, "--guidance", words)
+    assert record["text"] == reference(tales, PROMPT, method(lambda kind: lmguide.bundled(f"mood_{kind}")[0]))[0]
+    assert record["text"] != reference(tales, PROMPT, lmguide.CFG(1.0))[0]
+
+
 def test_guidance_off_runs_the_plain_model(tales: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     model: Any = tales[0]
     tokenizer = tales[1]

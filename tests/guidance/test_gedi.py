@@ -40,6 +40,43 @@ def test_the_filter_is_that_of_a_plain_loop(filter_p: float, target_p: float | N
     assert bool(found.all()) == (filter_p == 0)
 
 
+@pytest.mark.parametrize("filter_p", [0.0, 0.25, 0.5, 0.75, 1.0])
+def test_tokens_of_one_posterior_stay_or_go_together(filter_p: float) -> None:
+    size = 256  # equal scores: every token has 1/256 of the mass, and sums meet the bound exactly
+    classes = torch.randint(0, 9, (5, size), generator=torch.Generator().manual_seed(0))
+    posterior = (classes / 8.0).log()  # from minus infinity to 0
+    better = (posterior[:, None] > posterior[:, :, None]).sum(-1)
+    found = best_by_posterior(torch.zeros(5, size), posterior, filter_p)
+    assert torch.equal(found, better <= (1 - filter_p) * size)
+    settled = torch.zeros(1, size)
+    settled[:, ::2] = -0.0
+    assert best_by_posterior(torch.zeros(1, size), settled, filter_p).all(), "a class that is sure filters nothing"
+
+
+@pytest.mark.parametrize("filter_p", [0.01, 0.2, 0.8, 0.99])
+def test_the_filter_of_a_whole_vocabulary_is_that_of_a_sort(filter_p: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    scores = 4 * torch.randn(2, 3, 20000, generator=generator)
+    posterior = -torch.exp(20 * torch.randn(scores.shape, generator=generator))  # of every size there is
+    posterior[0] = (posterior[0] * 4).round() / 4  # and many alike
+    posterior[..., 7], scores[..., 9] = NINF, NINF
+    found = best_by_posterior(scores, posterior, filter_p)
+    for at in [(one, other) for one in range(2) for other in range(3)]:
+        values, place = posterior[at].unique(return_inverse=True)
+        mass = torch.zeros(len(values), dtype=torch.float64).index_add(0, place, scores[at].softmax(-1).double())
+        better = mass.flip(0).cumsum(0).flip(0) - mass
+        assert torch.equal(found[at], (better <= 1 - filter_p)[place])
+    assert 0 < found.sum() < found.numel()
+
+
+def test_a_broken_source_shows() -> None:
+    scores, posterior = drawn(2)
+    scores[0, 3] = posterior[0, 3] = math.nan
+    found = lg.GeDi("g", CODES[0], CODES, filter_p=0.8).combine(scores, {"reward": posterior}, 1.0)
+    assert found[0].isnan().any()
+    assert not found[1].isnan().any()
+
+
 def test_the_best_that_is_possible_always_stays() -> None:
     scores, posterior = drawn()
     scores[0, posterior[0].argmax()] = NINF

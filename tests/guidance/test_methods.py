@@ -14,6 +14,7 @@ import lmguide as lg
 from lmguide.contexts import CONTEXTS
 from lmguide.guidance import GUIDANCE, Guidance
 from lmguide.guidance.rewards import ClassifierGuidance, RewardedSamples
+from lmguide.guidance.topics import TopicGuidance
 from tests.families import tiny
 from tests.refusals import refused
 
@@ -49,6 +50,27 @@ METHODS: list[Guidance] = [
     lg.CAIF("some/classifier", ("glad", 1), (-2.0, 2.0), 20, "mean", "text", 32, 64, **EVERY),
     lg.Fudge("some/classifier", 1, 4.0, 20, "mean", **EVERY),
     lg.WordGuidance((("sea",), ("ship",)), ("cat",), 2.0, 3.0, False, "boundary", 0.5, **EVERY),
+    lg.ExampleGuidance(
+        ("sea", None), "ship", 2.0, 3.0, "some/model", True, 0.5, "{topic}:", 9, False, "boundary", "m:f", **EVERY
+    ),
+    lg.TopKGuidance(("sea",), ("ship",), 2.0, 3.0, "some/model", True, (0.5, 1.0), "{topic}:", 4, 2, **EVERY),
+    lg.VerifierGuidance(
+        "sea",
+        "ship",
+        2.0,
+        3.0,
+        "some/model",
+        True,
+        0.5,
+        "{entity} {topic}?",
+        ("Y", "N"),
+        0.25,
+        4,
+        2,
+        "m:f",
+        **EVERY,
+    ),
+    lg.BudgetGuidance("some/predictor", (9, None), 0.5, "<t>", (4, 5), True, 2.0, None, 0.5, "excluded", 0.25, **EVERY),
     lg.GeDi(
         "some/guide",
         (4,),
@@ -110,6 +132,10 @@ def test_defaults_come_back_too(name: str) -> None:
         required["reward"] = "some.module:reward"
     if name == "word_guidance":
         required["include"] = ["sea"]  # type: ignore[assignment]
+    if issubclass(GUIDANCE.get(name), TopicGuidance):
+        required["topic"] = "sea"
+    if name == "budget":
+        required["budget"] = 9  # type: ignore[assignment]
     if name == "gedi":
         required["codes"] = ["some/model", "grim"]  # type: ignore[assignment]
     method = Guidance.from_dict({"name": name, **required})
@@ -173,6 +199,10 @@ def test_every_context_goes_to_json_inside_a_mixture() -> None:
         "sampled_canvases",
         "class_posterior",
         "text_classifier",
+        "within_budget",
+        "topic_examples",
+        "topic_tokens",
+        "topic_verdicts",
         "word_lists",
     }
     assert set(contexts) == set(CONTEXTS.names()) - made_by_their_methods

@@ -26,6 +26,10 @@ REWARDS: dict[str, Guidance] = {
     "caif": lg.CAIF("some/classifier", 1, 2.0),
     "fudge": lg.Fudge("some/classifier", 1, 2.0),
     "word_guidance": lg.WordGuidance("sea", "cat"),
+    "example_guidance": lg.ExampleGuidance("sea", "cat"),
+    "top_k_guidance": lg.TopKGuidance("sea", "cat"),
+    "verifier_guidance": lg.VerifierGuidance("sea", "cat"),
+    "budget": lg.BudgetGuidance("some/predictor", 9),
     "gedi": lg.GeDi("some/guide", "glad", ("glad", "grim")),
 }
 all_rewards = pytest.mark.parametrize("name", REWARDS)

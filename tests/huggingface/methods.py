@@ -11,9 +11,11 @@ import torch
 
 import lmguide as lg
 from lmguide import rules
+from tests.budgets import RATE, ByStates, log_reward
 from tests.families import ENCODER_DECODERS, VOCAB, text, tiny
 from tests.gedi import kept, log_posterior
 from tests.huggingface.reference import Law, View, next_token, thinned
+from tests.sources.rewards import topics
 from tests.sources.rewards.classifiers import alone, bag, unpadded
 
 if TYPE_CHECKING:
@@ -185,6 +187,23 @@ def _words(answer: list[int]) -> Tensor:
     return reward
 
 
+def _budgets(s: Setting) -> tuple[int, ...]:
+    """Of each prompt."""
+    return tuple(4 + 5 * place for place in range(len(s.prompts)))
+
+
+def _within(s: Setting, v: View, model: Model, min_rate: float | None = None) -> Tensor:
+    left = max(1, _budgets(s)[s.prompts.index(v.prompt)] - len(v.answer))
+    return log_reward(model, [*s.written(v.prompt), *v.answer], left, min_rate)
+
+
+def _rest_filled(scores: Tensor, reward: Tensor) -> Tensor:
+    """Excluded tokens get the mean of the others' `r` instead, weighed by the law."""
+    law = scores.softmax(-1) * ~reward.isneginf()
+    mean = ((law * reward.exp()).sum() / law.sum()).log()
+    return scores + reward.where(~reward.isneginf(), mean)
+
+
 def _random(setting: Setting, view: View) -> list[int]:
     """The tokens that `RandomPrompt` draws with seed 0: as many as each prompt has, never the special 0 and 1."""
     generator = torch.Generator().manual_seed(0)
@@ -323,6 +342,29 @@ METHODS: dict[str, tuple[Make, Score]] = {
     "words": (
         lambda s: lg.WordGuidance("w70 w71", BARRED, 4.0, 6.0, variants=False, exclude_at="last_token"),
         lambda s, c, v: c + _words(v.answer),
+    ),
+    **topics.METHODS,
+    "budget": (
+        lambda s: lg.BudgetGuidance(
+            ByStates(s.judge),
+            _budgets(s),
+            SCALE,
+            every=True,
+            min_shape=None,
+            min_rate=RATE,
+            min_remaining=None,
+            rest="excluded",
+        ),
+        lambda s, c, v: c + SCALE * _within(s, v, s.judge, RATE),
+    ),
+    "budget of a thought": (
+        lambda s: [
+            lg.BudgetGuidance(
+                ByStates(), _budgets(s), start=PASSAGE, every=True, min_shape=None, min_rate=RATE, min_remaining=None
+            ),
+            lg.CFG(SCALE, s.negative),
+        ],
+        lambda s, c, v: _rest_filled(_mix(v.on(v.negative), c, SCALE), _within(s, v, s.model, RATE)),
     ),
     "gedi and cfg": (
         lambda s: [

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import lmguide as lg
+from tests.budgets import RATE, ByStates
 from tests.families import ENCODER_DECODERS, FAMILIES, STATEFUL, padded, text, tiny, tokens, words
 from tests.huggingface.methods import BARRED, METHODS, NEW, Setting, entropy_of
 from tests.huggingface.modes import MODES, Mode
@@ -206,6 +207,10 @@ NAMED: dict[str, tuple[Any, lg.Guidance]] = {
         lg.WordGuidance("w9", BARRED, 4.0, 6.0, exclude_at="boundary"),
     ),
     "dola": (lambda m: lg.DoLaLogitsProcessor(m, (1, 2), 0.5, 0.2), lg.DoLa((1, 2), 0.5, 0.2)),
+    "budget": (
+        lambda m: lg.BudgetGuidanceLogitsProcessor(m, ByStates(), 9, settings={"every": True, "min_rate": RATE}),
+        lg.BudgetGuidance(ByStates(), 9, every=True, min_rate=RATE),
+    ),
     "gedi": (
         lambda m: lg.GeDiLogitsProcessor(
             m, tiny("llama", 3), (40,), ((40,), (41,)), settings={"class_bias": -9.0, "filter_p": 0.5}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lmguide.training import __main__ as command
+from lmguide.training.interrupts import STOPPED
 from lmguide.training.trainer import CHECKPOINT, Run
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def test_a_stopped_run_says_how_to_go_on_and_that_works(
         return advance(run)
 
     monkeypatch.setattr(Run, "advance", interrupted)
-    assert command.main([*options, "--out", str(out), "--steps", "3"]) == command.STOPPED
+    assert command.main([*options, "--out", str(out), "--steps", "3"]) == STOPPED
     assert signal.getsignal(number) is handler
     assert [file.name for file in out.iterdir()] == [CHECKPOINT]
 
@@ -68,7 +69,7 @@ def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
         command.main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "which of the models (default: tales)" in said
-    assert "optimiser steps (default: 2500 for tales, 1500 for slots, 120 for sudoku)" in said
+    assert "optimiser steps (default: 2500 for tales, 1500 for slots, 120 for sudoku, " in said
 
 
 def test_an_unknown_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from lmguide.training.__main__ import RECIPES
 from lmguide.training.trainer import CHECKPOINT, Run, Settings, seeded_model, train
@@ -18,7 +23,13 @@ if TYPE_CHECKING:
 
     from lmguide.training.trainer import Recipe
 
-KINDS = {"tales": AutoModelForCausalLM, "slots": AutoModelForMaskedLM, "sudoku": AutoModelForMaskedLM}
+KINDS = {
+    "tales": AutoModelForCausalLM,
+    "slots": AutoModelForMaskedLM,
+    "sudoku": AutoModelForMaskedLM,
+    "mood_gedi": AutoModelForCausalLM,
+    "mood_classifier": AutoModelForSequenceClassification,
+}
 UNTRAINED_STEP = 10_000
 """A step whose documents no test trains on."""
 

@@ -9,12 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lmguide import contexts
+from lmguide.descriptions.budget import WithinBudget
 from lmguide.descriptions.caif import TextClassifier
 from lmguide.descriptions.gedi import ClassPosterior
+from lmguide.descriptions.topics import TopicExamples, TopicTokens, TopicVerdicts
 from lmguide.descriptions.words import WordLists
 from lmguide.sources.binding import canvas_only
+from lmguide.sources.rewards.budget import BudgetReward
 from lmguide.sources.rewards.caif import bind_classifier
+from lmguide.sources.rewards.examples import bind_examples
 from lmguide.sources.rewards.gedi import PosteriorReward
+from lmguide.sources.rewards.top_tokens import TopTokensReward
+from lmguide.sources.rewards.verifier import VerdictReward
 from lmguide.sources.rewards.words import WordReward
 
 if TYPE_CHECKING:
@@ -91,6 +97,14 @@ def bind_token_reward(context: contexts.Context, generation: Generation) -> Toke
             return bind_classifier(context, generation)
         case WordLists():
             return WordReward(context, generation)
+        case TopicExamples():
+            return bind_examples(context, generation)
+        case TopicTokens():
+            return TopTokensReward(context, generation)
+        case TopicVerdicts():
+            return VerdictReward(context, generation)
+        case WithinBudget():
+            return BudgetReward(context, generation)
         case contexts.ClassifierGradient() | contexts.SampledCanvases():
             raise ValueError(canvas_only(context, generation.model))
         case ClassPosterior():

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FLOOR = -1e30
 """Takes the place of minus infinity, whose differences are NaN."""
 
+ROOM = 128
+"""Tokens of the answer that the guide's cache makes room for at a time."""
+
 CHUNK = 2**24
 """Scores of a prompt that are worked on at once."""
 
@@ -117,7 +120,7 @@ class PosteriorReward:
             self._width = generation.vocab_size
         rows, self._texts = self._rows(context, codes, generation, guide, tokenizer)
         check_positions(guide, rows, generation.total or 0, "guide")
-        self._branch = Branch(guide, rows, rows.ids.shape[0], record_past=generation.drafts)
+        self._branch = Branch(guide, rows, rows.ids.shape[0], record_past=generation.drafts, room=ROOM)
         self._drafts = generation.drafts
         self._known: dict[int, Standing] = {}  # by tokens of the answer; several only while they may be taken back
         self._step = 0
@@ -268,13 +271,16 @@ class PosteriorReward:
         return torch.where(self._map < 0, unchanged[:, None], posterior[:, self._map.clamp_min(0)])
 
     def _posterior(self, behind: Tensor, length: Tensor, ahead: Tensor) -> Tensor:
-        """`-log(1 + sum_c exp(z_c - z_wanted))` from differences of evidence `[C - 1, ...]` over so many tokens."""
+        """`-log(1 + sum_c exp(z_c - z_wanted))` from differences of evidence `[C - 1, ...]` over so many tokens.
+
+        Written over `behind`: the passes over the vocabulary are what a step costs beside the guide.
+        """
         if self._scale:
-            behind = behind * (self._scale / length)
+            behind *= self._scale / length
         if self._handicapped:
-            behind = behind + ahead
+            behind += ahead
         most = behind[0] if behind.shape[0] == 1 else behind.logsumexp(0)
-        return torch.nn.functional.logsigmoid(-most)
+        return torch.nn.functional.softplus(most).neg_()
 
 
 def _centred(by_code: Tensor) -> Tensor:

@@ -5,10 +5,11 @@ Bytes, because a token may hold part of a character. A word character is one of 
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+from lmguide.sources.vocabularies import token_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -18,9 +19,6 @@ SPECIAL = b"\0"
 
 _LONGEST_CHARACTER = 4
 """Bytes of UTF-8."""
-
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-"""A token of one byte, as SentencePiece writes it."""
 
 
 class Spelling:
@@ -98,55 +96,9 @@ def spelling(tokenizer: Any, vocab_size: int) -> Spelling:
     """The tokens of a tokenizer, worked out once."""
     known = _SPELLINGS.setdefault(tokenizer, {})
     if vocab_size not in known:
-        known[vocab_size] = Spelling(_texts(tokenizer, vocab_size))
+        known[vocab_size] = Spelling([SPECIAL if text is None else text for text in token_bytes(tokenizer, vocab_size)])
     return known[vocab_size]
 
 
 def _is_word(character: str) -> bool:
     return character.isalnum() or character == "_"
-
-
-def _texts(tokenizer: Any, vocab_size: int) -> list[bytes]:
-    from transformers.convert_slow_tokenizer import bytes_to_unicode  # late: it loads much
-
-    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
-    count = min(len(tokenizer), vocab_size)
-    names = tokenizer.convert_ids_to_tokens(list(range(count)))
-    added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
-    special = set(tokenizer.all_special_ids)
-    decoder = str(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
-    by_bytes = "ByteLevel" in decoder
-    plain = [] if by_bytes else _decoded(tokenizer, count)
-    texts = []
-    for token, name in enumerate(names):
-        if token in special:
-            texts.append(SPECIAL)
-        elif name is None:
-            texts.append(b"")
-        elif token in added:
-            texts.append(added[token].encode())
-        elif by_bytes:
-            texts.append(bytes(byte_of[character] for character in name if character in byte_of))
-        elif byte := _BYTE.fullmatch(name):
-            texts.append(bytes([int(byte[1], 16)]))
-        else:
-            texts.append(plain[token].encode())
-    return texts + [b""] * (vocab_size - count)
-
-
-def _decoded(tokenizer: Any, count: int) -> list[str]:
-    """What each token adds behind a word, by decoding both."""
-
-    def decode(rows: list[list[int]]) -> list[str]:
-        found: list[str] = tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
-        return found
-
-    alone = decode([[token] for token in range(count)])
-    special = set(tokenizer.all_special_ids)
-    words = (token for token, text in enumerate(alone) if text.strip().isalnum() and token not in special)
-    anchor = next(words, None)
-    if anchor is None:
-        return alone
-    start = alone[anchor]
-    pairs = decode([[anchor, token] for token in range(count)])
-    return [pair[len(start) :] if pair.startswith(start) else text for pair, text in zip(pairs, alone, strict=True)]

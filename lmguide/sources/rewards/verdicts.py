@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lmguide.bundled import PREFIX, bundled
 from lmguide.serialization import did_you_mean
 
 if TYPE_CHECKING:
@@ -242,4 +243,6 @@ def _longest(model: Any, tokenizer: Any) -> int | None:
 
 @lru_cache(maxsize=4)  # a classifier is asked for at every generate call
 def _load(name: str) -> tuple[Any, Any]:
+    if name.startswith(PREFIX):
+        return bundled(name.removeprefix(PREFIX))
     return AutoModelForSequenceClassification.from_pretrained(name).eval(), AutoTokenizer.from_pretrained(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from lmguide.sources.ids import pack
 from lmguide.sources.rewards.spelling import Spelling, ends_in_word, spelling
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -63,8 +64,8 @@ class WordReward:
         self.prompts = [self.spelling.text(row) for row in prompts]
         wanted = [_Wanted.of(words, context.variants, self.spelling, generation) for words in lists(context.include)]
         unwanted = [_Unwanted.of(words, context, self.spelling, ends) for words in lists(context.exclude)]
-        self.wanted = _per_row("include", wanted, prompts)
-        self.unwanted = _per_row("exclude", unwanted, prompts)
+        self.wanted = per_row("include", wanted, prompts)
+        self.unwanted = per_row("exclude", unwanted, prompts)
 
     def log_rewards(self, generated: Tensor, scores: Tensor) -> Tensor:
         """Log-rewards `[B, V]`."""
@@ -163,8 +164,7 @@ def _ends(context: WordLists, spelled: Spelling, generation: Generation) -> dict
     """The chance that each excluded form ends where its letters do, if it stands alone: one pass over short rows."""
     every = {form for words in lists(context.exclude) for word in words for form in forms(word, context.variants)}
     paths: dict[str, tuple[int, ...]] = {}
-    for form in sorted(every):
-        found = _paths(form, spelled, generation.tokenizer)
+    for form, found in _paths(sorted(every), spelled, generation.tokenizer).items():
         if found:  # a form that the tokenizer never makes has no likely way to be written
             paths[form] = min(found, key=lambda path: (spelled.texts[path[0]][:1] != b" ", path))
     if not paths:
@@ -201,13 +201,13 @@ class _Wanted:
         after: dict[tuple[int, ...], set[int]] = {}
         bare: set[int] = set()
         spaced: set[int] = set()
-        every: list[str] = []
+        every = [form for word in words for form in forms(word, variants)]
+        known = _paths(every, spelled, generation.tokenizer)
         longest = 0
         for word in words:
-            paths = {path for form in forms(word, variants) for path in _paths(form, spelled, generation.tokenizer)}
+            paths = {path for form in forms(word, variants) for path in known[form]}
             if not paths:
                 raise ValueError(_unspelled("include", word))
-            every += forms(word, variants)
             for path in paths:
                 longest = max(longest, len(path))
                 (spaced if spelled.texts[path[0]][:1] == b" " else bare).add(path[0])
@@ -246,16 +246,23 @@ class _Wanted:
         return any(match.end() > len(start) for match in self.pattern.finditer(whole))
 
 
-def _paths(form: str, spelled: Spelling, tokenizer: Any) -> set[tuple[int, ...]]:
-    """The tokens of a form behind each of `LEADS`, without those of the lead."""
-    found = set()
-    for lead in LEADS:
-        tokens = tokenizer(lead + form, add_special_tokens=False)["input_ids"]
-        for start in range(len(tokens)):
-            text = spelled.text(tokens[start:])
-            if text in {form.encode(), b" " + form.encode()}:
-                found.add(tuple(tokens[start:]))
-                break
+def writable(words: Iterable[str], variants: bool, spelled: Spelling, tokenizer: Any) -> tuple[str, ...]:
+    """Words with a form that the tokenizer has tokens for."""
+    every = {word: forms(word, variants) for word in words}
+    known = _paths([form for found in every.values() for form in found], spelled, tokenizer)
+    return tuple(word for word, found in every.items() if any(known[form] for form in found))
+
+
+def _paths(every: Sequence[str], spelled: Spelling, tokenizer: Any) -> dict[str, set[tuple[int, ...]]]:
+    """For each form its tokens behind each of `LEADS`, without those of the lead."""
+    texts = [lead + form for form in every for lead in LEADS]
+    rows = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
+    found: dict[str, set[tuple[int, ...]]] = {form: set() for form in every}
+    for form in every:
+        wanted = {form.encode(), b" " + form.encode()}
+        for _, tokens in zip(LEADS, rows, strict=False):
+            starts = (start for start in range(len(tokens)) if spelled.text(tokens[start:]) in wanted)
+            found[form] |= {tuple(tokens[start:]) for start in islice(starts, 1)}
     return found
 
 
@@ -270,15 +277,19 @@ def _unspelled(argument: str, word: str) -> str:
     )
 
 
-def _per_row(argument: str, found: list[Any], prompts: list[list[int]]) -> list[Any]:
-    """The item of each row: one for all, or one per prompt."""
+def per_row(argument: str, found: list[Any], prompts: list[list[int]]) -> list[Any]:
+    """The item of each row: one for all, or one per prompt.
+
+    Raises:
+        ValueError: Neither.
+    """
     if len(found) == 1:
         return found * len(prompts)
     repeat = len(prompts) // len(found)
     same = repeat and all(prompts[row] == prompts[row - row % repeat] for row in range(len(prompts)))
     if len(prompts) % len(found) or not same:
         raise ValueError(
-            f"{argument}: expected words or a list for each prompt, got {len(found)} lists for {len(prompts)} rows. "
+            f"{argument}: expected one for all prompts or one for each, got {len(found)} for {len(prompts)} rows. "
             "Give as many as there are prompts."
         )
     return [item for item in found for _ in range(repeat)]

@@ -219,7 +219,7 @@ def test_prompts_have_their_own_words_and_rows_of_one_prompt_share_them() -> Non
     assert (found[2:] >= 0).all()
     assert (found[2:] > 0).any(1).all()
     torch.testing.assert_close(found[0], found[1])
-    with refused("include", "2 lists for 3 rows"):
+    with refused("include", "2 for 3 rows"):
         rewards(tokenizer, context, prompts[:3], [ship] * 3)
 
 

@@ -1,0 +1,1 @@
+"""Measuring guidance: benchmarks, and what people read of them."""
