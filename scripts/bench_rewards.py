@@ -44,13 +44,18 @@ SPACE = "\u0120"
 
 
 class AfterPrefill(StoppingCriteria):
-    """Stops nothing: it is called behind every token, and starts the watch behind the first."""
+    """Stops nothing, but is called behind every token.
+
+    Args:
+        stopwatch: Started behind the first token.
+        prompt: Tokens of the prompt.
+    """
 
     def __init__(self, stopwatch: Stopwatch, prompt: int) -> None:
         self.stopwatch, self.prompt = stopwatch, prompt
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Any:
-        """Nothing is done."""
+        """No row is done; the watch may be started."""
         if input_ids.shape[1] == self.prompt + 1:
             self.stopwatch.start()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
@@ -84,9 +89,9 @@ class Bench:
         listed = [token.removeprefix(SPACE) for token in self.tokenizer.convert_ids_to_tokens(drawn)]
         self.lists = lg.WordGuidance(tuple(listed[:10]), tuple(listed[10:]))
 
-    def prompt(self, batch: int, seed: int = 0) -> Tensor:
+    def prompt(self, batch: int) -> Tensor:
         """Random prompts `[B, P]`."""
-        generator = torch.Generator().manual_seed(seed + batch)
+        generator = torch.Generator().manual_seed(batch)
         shape = (batch, self.arguments.prompt)
         return torch.randint(20, self.arguments.vocab, shape, generator=generator).to(self.arguments.device)
 

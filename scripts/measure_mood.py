@@ -124,6 +124,7 @@ def rows(gedi: PreTrainedModel, classifier: PreTrainedModel) -> list[Row]:
         *(Row(f"GeDi, normalised, ω = {w:g}", (judge(w, form="normalized"),)) for w in (*strengths, 30.0)),
         Row("GeDi, normalised, ω = 30, filtered by 0.8 and 0.8", (judge(30.0, **filtered),)),
         *(Row(f"CAIF, α = {alpha:g}", (caif(alpha),), alpha) for alpha in strengths),
+        Row('CAIF, α = 5, `rest="mean"`', (caif(5.0, rest="mean"),), 5.0),
         Row("FUDGE, λ = 1, `top_k=200`", (lg.Fudge(classifier, "glad"),), 1.0),
         Row("GeDi, exact, ω = 5, where the entropy is 1 or more", (judge(5.0, gate=gate),)),
         Row("CAIF, α = 5, where the entropy is 1 or more", (caif(5.0, gate=gate),)),
@@ -133,6 +134,7 @@ def rows(gedi: PreTrainedModel, classifier: PreTrainedModel) -> list[Row]:
         Row("`CFG(2)`, `top_k=20`", (cfg,), 0.0, top_k=20),
         Row("`CFG(2)` and GeDi, exact, ω = 5", (cfg, judge(5.0)), 5.0),
         Row("`CFG(2)` and CAIF, α = 5", (cfg, caif(5.0)), 5.0),
+        Row('`CFG(2)` and CAIF, α = 5, `rest="mean"`', (cfg, caif(5.0, rest="mean")), 5.0),
     ]
 
 

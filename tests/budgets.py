@@ -71,5 +71,5 @@ def _states(model: Any, ids: tuple[int, ...]) -> Tensor:
 def log_reward(model: Any, text: Sequence[int], left: int, min_rate: float | None = None) -> Tensor:
     """`log P(remaining tokens <= left)` for every next token, `[V]`, by `ByStates` on a model."""
     shape, rate = (law.double() for law in laws(_states(model, tuple(text))))
-    within = torch.distributions.Gamma(shape, rate).cdf(torch.tensor(math.log(left + 1)).double()).log()
+    within: Tensor = torch.distributions.Gamma(shape, rate).cdf(torch.tensor(math.log(left + 1)).double()).log()
     return (within if min_rate is None else within.where(rate >= min_rate, -math.inf)).float()

@@ -31,6 +31,12 @@ def _seed() -> None:
     transformers.set_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_datasets(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let `datasets`, which reads its environment when it is first imported, leave the user's cache alone."""
+    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of public data sets that may lie beside the repository; without it the test is skipped."""

@@ -14,14 +14,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from lmguide.cli.parser import build_parser
+from lmguide.training.interrupts import STOPPED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 WRONG_INPUT = 2
 """Exit status when an argument or a file is wrong, as argparse has it."""
-STOPPED = 130
-"""Exit status of a program that the user interrupted (128 + SIGINT)."""
 PIPE_CLOSED = 141
 """Exit status of a program whose reader went away (128 + SIGPIPE), as in `lmguide generate ... | head`."""
 

@@ -121,7 +121,7 @@ def fill_batch(matchers: Sequence[Matcher | None], out: NDArray[np.int32]) -> No
     ours: list[tuple[int, LLGuidanceMatcher]] = []
     theirs: list[tuple[int, XGrammarMatcher]] = []
     for row, matcher in enumerate(matchers):
-        if isinstance(matcher, LLGuidanceMatcher):
+        if isinstance(matcher, LLGuidanceMatcher) and len(matchers) > 1:
             ours.append((row, matcher))
         elif isinstance(matcher, XGrammarMatcher):
             theirs.append((row, matcher))

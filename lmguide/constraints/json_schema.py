@@ -102,7 +102,7 @@ def subschemas(schema: object, at: str = "#") -> Iterator[tuple[str, Mapping[str
 def places(schema: object, key: str, value: object = None) -> Iterator[str]:
     """Where a keyword stands in a schema, with this value if one is given, as JSON pointers."""
     for place, part in subschemas(schema):
-        if key in part and value in {None, part[key]}:
+        if key in part and (value is None or part[key] == value):
             yield f"{place}/{key}"
 
 

@@ -42,11 +42,13 @@ class Outline:
             left out of its row.
         lines: Where each rule stands, from 1.
         ignores: Whether a `%ignore` stands in it or in a grammar within it.
+        excludes: Whether it may have terminals that exclude texts, with `&` or `~`.
     """
 
     rules: dict[str, list[list[Any]]] = field(default_factory=dict)
     lines: dict[str, int] = field(default_factory=dict)
     ignores: bool = False
+    excludes: bool = False
 
     def endless(self, start: str = "start") -> list[str]:
         """The rules that `start` can reach and no text ever finishes, in the order of the grammar."""
@@ -119,7 +121,7 @@ class _Reader:
 
     def grammar(self, nested: bool) -> Outline:
         """Definitions up to the end, or up to the brace that closes a nested grammar."""
-        found = Outline()
+        found = Outline(excludes=any(token.text in {"&", "~"} for token in self.tokens))
         while (token := self._peek()) is not None:
             if nested and token.text == "}":
                 self.place += 1

@@ -12,11 +12,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lmguide.constraints.base import Constraint, ConstraintError
-from lmguide.constraints.descriptions import JSONSchema
+from lmguide.constraints.descriptions import Grammar, JSONSchema
 from lmguide.constraints.extras import grammar_extra
 from lmguide.constraints.json_schema import check_finite, refusal
+from lmguide.constraints.lark_text import outline
 from lmguide.constraints.lowering import leaves, lower
-from lmguide.constraints.spelling import check_spelling, check_start
+from lmguide.constraints.spelling import check_forced, check_spelling, check_start, may_end
+from lmguide.constraints.vocabulary import Vocabulary, bytes_vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from lmguide.constraints.vocabulary import Vocabulary
 
 # The engine's own limits stop grammars of whole programming languages on large vocabularies (50,000 items a step). A
 # step of some seconds that ends right is better than one that fails.
@@ -61,6 +62,8 @@ class LLGuidanceCompiled:
         matcher = _matcher(lowered.lark, vocabulary)
         if matcher.is_error():
             raise ValueError(_blame(constraint, vocabulary) or f"constraint: {_position(matcher)}")
+        if any(isinstance(leaf, Grammar) for leaf in leaves(constraint)):
+            _check_grammar(lowered.lark)
         self._start = LLGuidanceMatcher(matcher, vocabulary)
         check_start(self._start, vocabulary)
 
@@ -69,10 +72,22 @@ class LLGuidanceCompiled:
         return self._start.copy()
 
 
-def _matcher(lark: str, vocabulary: Vocabulary) -> Any:
+def _check_grammar(lark: str) -> None:
+    """Refuse a grammar of a user's on which the engine would loop, or that no text meets; asked of it byte by byte."""
+    vocabulary = bytes_vocabulary()
+    matcher = _matcher(lark, vocabulary, forcing=False)
+    if matcher.is_error():  # it names special tokens
+        return
+    start = LLGuidanceMatcher(matcher, vocabulary)
+    check_forced(start.copy(), vocabulary)
+    if outline(lark).excludes and not may_end(start, vocabulary):
+        raise ValueError("constraint: expected a grammar that some text meets, got one that none does. Mend it.")
+
+
+def _matcher(lark: str, vocabulary: Vocabulary, forcing: bool = True) -> Any:
     engine = grammar_extra("llguidance")
     # Where not every text can be written, forced text might not be: then tokens are masked one by one.
-    options = '\n%llguidance {"no_forcing": true}\n' if vocabulary.missing_bytes else ""
+    options = '\n%llguidance {"no_forcing": true}\n' if vocabulary.missing_bytes or not forcing else ""
     return engine.LLMatcher(
         vocabulary.llguidance,
         engine.LLMatcher.grammar_from_lark(lark + options),
@@ -127,7 +142,7 @@ class LLGuidanceMatcher:
 
     def accept(self, token: int) -> bool:
         """Take a token, or leave the state as it is."""
-        if token in self._vocabulary.eos:
+        if token in self._vocabulary.eos_set:
             self._ended = self._ended or self.accepting()
             return self._ended
         taken = not self._ended and self._matcher.try_consume_tokens([token]) == 1
@@ -154,13 +169,10 @@ class LLGuidanceMatcher:
 
     def validate(self, tokens: Sequence[int]) -> int:
         """How many of the tokens could follow in a row."""
-        ends = (index for index, token in enumerate(tokens) if token in self._vocabulary.eos)
-        text = tokens[: next(ends, len(tokens))]
-        fit = 0 if self._ended else int(self._matcher.validate_tokens(list(text)))
-        if fit < len(text) or fit == len(tokens):
-            return fit
+        if self._vocabulary.eos_set.isdisjoint(tokens):
+            return 0 if self._ended else int(self._matcher.validate_tokens(list(tokens)))
         probe = self.copy()
-        return fit + sum(all(map(probe.accept, text)) and probe.accept(token) for token in tokens[fit:])
+        return next((index for index, token in enumerate(tokens) if not probe.accept(token)), len(tokens))
 
     def _check_error(self) -> None:
         if self._matcher.is_error():

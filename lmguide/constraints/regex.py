@@ -138,7 +138,7 @@ def simplified(node: Node, alphabet: Ranges = EVERY) -> Node | None:
     parts = [simplified(part, alphabet) for part in node.parts]
     kept = tuple(part for part in parts if part is not None)
     if isinstance(node, Alt):
-        return Alt(kept) if kept else None
+        return (kept[0] if len(kept) == 1 else Alt(kept)) if kept else None
     return Cat(kept) if len(kept) == len(parts) else None
 
 

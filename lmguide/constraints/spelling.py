@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
 _MOST_STATES = 2000
 """States looked at in search of a text that can be spelled; at ten microseconds each that is no wait."""
+
+_MOST_DRAWN = 300
+"""Bytes drawn in search of a place from which text is forced without end."""
+
+_MOST_FORCED = 20_000
+"""Bytes of forced text followed; no template is as long, and it takes a tenth of a second."""
 
 _UNSPELLABLE = (
     "constraint: expected one that some tokens of the vocabulary spell, got one that none do{}. "
@@ -76,6 +83,36 @@ def may_end(matcher: Matcher, vocabulary: Vocabulary) -> bool:
         if not state.accept(tokens.pop()):
             state = None
     return True
+
+
+def check_forced(start: Matcher, vocabulary: Vocabulary) -> None:
+    """Refuse a grammar that forces text without end: an engine would follow it for ever.
+
+    Looked for at the beginning, and along texts drawn at random. So a rare place deep in a grammar may be missed.
+
+    Raises:
+        ValueError: Such a place is found.
+    """
+    draw = random.Random(0)
+    out = np.empty(vocabulary.words, np.int32)
+    matcher, run, choices = start.copy(), 0, 0
+    while choices < _MOST_DRAWN:
+        try:
+            matcher.fill(out)
+        except ConstraintError:
+            return
+        allowed = np.flatnonzero(np.unpackbits(out.view(np.uint8), bitorder="little"))
+        run = run + 1 if len(allowed) == 1 else 0
+        choices += len(allowed) > 1 or matcher.finished()
+        if run == _MOST_FORCED:
+            raise ValueError(
+                "constraint: expected a grammar whose texts end, got one in which a terminal takes all that could end "
+                "it: terminals take the longest text they can. Let the terminal exclude what follows it."
+            )
+        if matcher.finished():
+            matcher, run = start.copy(), 0
+        else:
+            matcher.accept(int(draw.choice(allowed)))
 
 
 def alphabet(vocabulary: Vocabulary) -> Ranges:

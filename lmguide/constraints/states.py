@@ -120,11 +120,12 @@ class ConstraintState:
             ConstraintError: No token can follow in a row, or the engine has failed; the row and its text are named.
         """
         self.follow(generated)
-        constrained = np.array([row.open for row in self.rows])
-        if not constrained.any():
+        matchers = [row.matcher if row.open else None for row in self.rows]
+        if not any(matchers):
             return lambda scores: scores
+        constrained = np.array([matcher is not None for matcher in matchers])
         try:
-            fill_batch([row.matcher if row.open else None for row in self.rows], self._bits)
+            fill_batch(matchers, self._bits)
         except ConstraintError as error:
             texts = ", ".join(repr(self.text(index)) for index, row in enumerate(self.rows) if row.open)
             raise ConstraintError(f"constraint: {error} The texts so far: {texts}") from None

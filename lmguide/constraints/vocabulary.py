@@ -122,6 +122,11 @@ class Vocabulary:
         return -(-self.size // 32)
 
     @cached_property
+    def eos_set(self) -> frozenset[int]:
+        """The tokens that end a text, to look one up."""
+        return frozenset(self.eos)
+
+    @cached_property
     def eos_bits(self) -> NDArray[np.int32]:
         """A mask `[words]` that allows the ends alone."""
         bits = np.zeros(self.words, np.uint32)
@@ -228,6 +233,12 @@ def _of_tokenizer(tokenizer: Any, size: int, ends: tuple[int, ...]) -> Vocabular
     texts = token_bytes(tokenizer, size)
     names = {name: token for token, name in _special_names(tokenizer).items() if token < size}
     return Vocabulary([text or b"" for text in texts], ends, size, _encoder(tokenizer), names, tokenizer)
+
+
+@lru_cache(maxsize=1)
+def bytes_vocabulary() -> Vocabulary:
+    """Every byte is a token, and 256 ends a text: the smallest vocabulary in which all texts can be written."""
+    return Vocabulary([*(bytes([byte]) for byte in range(256)), b""], eos=(256,))
 
 
 class _Wrapped:

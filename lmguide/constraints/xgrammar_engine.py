@@ -93,19 +93,25 @@ class XGrammarMatcher:
         """
         if self._ended:
             out[:] = self._vocabulary.eos_bits
-        elif not out.any():
+            return
+        if beyond := self._vocabulary.size % 32:
+            out[-1] &= (1 << beyond) - 1  # it sets bits of no token
+        if not out.any():
             raise ConstraintError("no token may follow, and the text may not end here.")
 
     def accept(self, token: int) -> bool:
         """Take a token, or leave the state as it is."""
-        if token in self._vocabulary.eos:
+        if token in self._vocabulary.eos_set:
             self._ended = self._ended or self.accepting()
             return self._ended
         return not self._ended and bool(self._matcher.accept_token(token))
 
     def forced(self) -> list[int]:
         """The tokens that must follow; the last of a forced text is left open, since it may be part of a longer one."""
-        text = "" if self._ended else self._matcher.find_jump_forward_string()
+        try:
+            text = "" if self._ended else self._matcher.find_jump_forward_string()
+        except UnicodeDecodeError:  # within a character
+            return []
         if not text:
             return []
         tokens = self._vocabulary.encode(text)

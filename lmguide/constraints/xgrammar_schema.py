@@ -1,7 +1,7 @@
 """Which keywords of a schema xgrammar enforces; the others it would drop silently, so they are refused by name.
 
-It would let a property through a second time, its name written with an escape. So beside `properties` there are no
-others.
+It would let a property through a second time, its name written with an escape, and control characters as they are into
+texts of bounded length. So beside `properties` there are no others, and bounds become patterns.
 
 Measured on JSON-Schema-Test-Suite and on documents drawn at random; tests/constraints/test_json_schema.py repeats it.
 """
@@ -9,6 +9,7 @@ Measured on JSON-Schema-Test-Suite and on documents drawn at random; tests/const
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -64,9 +65,25 @@ or use backend='llguidance'.
         value = mended(value, for_llguidance=False)
         for place, part in subschemas(value):
             _check(part, place)
-            if "properties" in part or "patternProperties" in part:
-                cast("dict[str, Any]", part)["additionalProperties"] = False
+            _close(cast("dict[str, Any]", part))
     return json.dumps(value)
+
+
+def _close(schema: dict[str, Any]) -> None:
+    """Leave no further properties, and no control characters, which it lets into texts whose length is bounded."""
+    if "properties" in schema or "patternProperties" in schema:
+        schema["additionalProperties"] = False
+    if "minLength" in schema or "maxLength" in schema:
+        least, most = schema.pop("minLength", 0), schema.pop("maxLength", "")
+        if most != "" and most < least:
+            raise ValueError(
+                f"schema: expected one that some document meets, got minLength {least} above maxLength {most}. Mend it."
+            )
+        schema["pattern"] = rf'^[^\x00-\x1f"\\]{{{int(least)},{most if most == "" else int(most)}}}$'
+
+
+_CONTROL = re.compile(r"\\[nrtfvc0]|\\x[01]|\\u00[01]|[\x00-\x1f]")
+"""Control characters within a pattern, which xgrammar would write into a text as they are."""
 
 
 def _check(schema: Mapping[str, Any], place: str) -> None:
@@ -109,6 +126,8 @@ def _check(schema: Mapping[str, Any], place: str) -> None:
         raise _refused(f"the format {schema['format']!r}", f"{place}/format")
     if "properties" in keys and schema.get("additionalProperties", False) is not False:
         raise _refused("open 'additionalProperties' beside 'properties'", f"{place}/additionalProperties")
+    if "pattern" in keys and _CONTROL.search(schema["pattern"]):
+        raise _refused("a pattern with control characters", f"{place}/pattern")
     for name in schema.get("required", []):
         if name not in schema.get("properties", {}):
             raise _refused(f"the required property {name!r}, which 'properties' lacks,", f"{place}/required")

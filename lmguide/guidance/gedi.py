@@ -27,7 +27,7 @@ OMEGA = {"exact": 5.0, "normalized": 30.0}
 text, so it needs less; at 5 it moves as many words as the paper's form at 30 to 100 and keeps the grammar."""
 
 UNIT = 2.0**60
-"""Masses are counted in its inverse: a row's sum stays below 2**63, and every float32 above 2**-37 is a whole number."""
+"""Masses are counted in its inverse: sums stay below 2**63, and every float32 above 2**-37 is a whole number."""
 
 RANK_BITS = 31
 """Of a float32 without its sign."""
@@ -68,9 +68,9 @@ def _at_most(rho: float, mass: Tensor, log_posterior: Tensor) -> Tensor:
     """Tokens for which those of a better posterior have at most `rho` of the mass.
 
     Found without sorting, which would cost more than all other arithmetic of a step. The last token that stays is
-    looked for digit by digit, as in a radix sort: the bits of `|log p|` as a whole number stand in its own order, and
-    the mass under each digit is one scattered sum. Masses are whole multiples of 2**-60, so that sums are exact and no
-    order of adding them changes which tokens stay.
+    looked for digit by digit, as in a radix sort: as whole numbers the bits of `|log p|` have the order of their
+    values, and the mass under each digit is one scattered sum. Masses are cut to multiples of 2**-60, so that sums are
+    exact and no order of adding them changes which tokens stay.
     """
     if rho >= 1:
         return torch.ones_like(mass, dtype=torch.bool)

@@ -90,7 +90,7 @@ def test_several_methods_add_up(tales: Pair, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("words", "method"),
     [
-        ('gedi:guide=bundled/mood_gedi,code=" glad",omega=8', lambda named: lmguide.GeDi(named("gedi"), " glad", omega=8)),
+        ('gedi:guide=bundled/mood_gedi,code=" glad"', lambda named: lmguide.GeDi(named("gedi"), " glad")),
         (
             "caif:classifier=bundled/mood_classifier,label=grim,top_k=20",
             lambda named: lmguide.CAIF(named("classifier"), "grim", top_k=20),

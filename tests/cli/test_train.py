@@ -24,12 +24,6 @@ KINDS = ("gedi", "prefix-classifier")
 QUICK = ["--label-field", "mood", "--base", "tales", "--cpu", "--max-length", "48"]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _cache_of_datasets(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Let `datasets`, which reads its environment when it is first imported, leave the user's cache alone."""
-    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with texts in it."""

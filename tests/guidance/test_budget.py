@@ -9,8 +9,10 @@ import pytest
 
 import lmguide as lg
 from lmguide.descriptions.budget import WithinBudget
-from tests.budgets import ByStates, ByText
+from tests.budgets import ByText
 from tests.refusals import refused
+
+PATH: dict[str, Any] = {"predictor": "some/predictor", "budget": 9}
 
 
 def test_lists_become_tuples_and_defaults_are_the_papers() -> None:
@@ -44,7 +46,7 @@ def test_lists_become_tuples_and_defaults_are_the_papers() -> None:
 )
 def test_bad_values_are_refused(arguments: dict[str, Any], argument: str, words: list[str]) -> None:
     with refused(argument, *words):
-        lg.BudgetGuidance(**{"predictor": "some/predictor", "budget": 9} | arguments)
+        lg.BudgetGuidance(**PATH | arguments)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_bad_values_are_refused(arguments: dict[str, Any], argument: str, words:
 )
 def test_values_of_another_kind_are_refused(arguments: dict[str, Any], argument: str, words: list[str]) -> None:
     with refused(argument, *words, error=TypeError):
-        lg.BudgetGuidance(**{"predictor": ByStates(), "budget": 9} | arguments)
+        lg.BudgetGuidance(**PATH | arguments)
 
 
 def test_gates_that_compare_two_laws_are_refused() -> None:

@@ -340,7 +340,7 @@ METHODS: dict[str, tuple[Make, Score]] = {
         lambda s, c, v: _judged(c, v, _gpt2, 9.0, 8) if entropy_of(c) > s.threshold else c,
     ),
     "words": (
-        lambda s: lg.WordGuidance("w70 w71", BARRED, 4.0, 6.0, variants=False, exclude_at="last_token"),
+        lambda s: lg.WordGuidance("w70 w71", BARRED, 4, 6, variants=False, exclude_at="last_token"),
         lambda s, c, v: c + _words(v.answer),
     ),
     **topics.METHODS,

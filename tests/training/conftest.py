@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,12 +10,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.training.guides import Files
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cache_of_datasets(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Let `datasets`, which reads its environment when it is first imported, leave the user's cache alone."""
-    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,14 @@ def test_every_format_gives_the_same_texts(ending: str, tmp_path: Path) -> None:
     assert found.counts() == [10, 11]
 
 
+def test_other_columns_and_their_order_make_no_difference(tmp_path: Path) -> None:
+    plain = made(Source(data=write(tmp_path / "data.jsonl", PAIRS)))
+    more = [{"ids": "x", "stars": pair["label"], "cut": None, "review": pair["text"]} for pair in PAIRS]
+    other = made(Source(data=write(tmp_path / "more.jsonl", more), text_field="review", label_field="stars"))
+    assert other.digest == plain.digest
+    assert contents(other.train) == contents(plain.train)
+
+
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
@@ -146,7 +154,7 @@ def texts_of(*labels: Any, text: Any = "tale") -> list[dict[str, Any]]:
         (texts_of("a", None), {}, "expected a text or a whole number in every row of the data, got None in row 2"),
         (texts_of(1, 0.5), {}, "expected a text or a whole number in every row of the data, got 1.0 in row 1"),
         (texts_of("a", "b", text=3), {}, "text_field: expected a text in every row of the data, got 3 in row 1"),
-        (texts_of("a", "b", text=""), {}, "data: expected at least one text with a token, got none"),
+        (texts_of("a", "b", text=""), {}, "data: expected texts with tokens for every label, got none for 'a'"),
         (texts_of("a", "b"), {"validation_share": 0.5}, "validation_share: every text labelled '.' is held out"),
         (PAIRS, {"validation_share": 1}, "validation_share: expected a finite number at least 0 and below 1, got 1"),
         (PAIRS, {"validation": "test"}, "validation: expected a file .* like the data, got 'test'"),

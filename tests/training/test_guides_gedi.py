@@ -77,11 +77,15 @@ def test_what_is_saved_is_read_with_its_codes_scale_and_bias(
 ) -> None:
     base = getattr(files, family)
     out = tmp_path / "guide"
-    assert run(lambda: gedi(base, files.data, epochs=0.3, gen_weight=0.2), out) is not None
+    result = run(lambda: gedi(base, files.data, epochs=0.3, gen_weight=0.2), out)
+    assert result is not None
     saved = tf.AutoModelForCausalLM.from_pretrained(out)
     settings = saved.config.gedi
     assert settings["codes"] == list(MOODS)
-    assert settings["logit_scale"] not in {0.0, 1.0}
+    module = result.task.module
+    assert settings["logit_scale"] == pytest.approx(float(module.log_scale.detach().exp()))
+    assert settings["bias"] == module.bias.tolist()
+    assert settings["logit_scale"] != 1
     assert all(settings["bias"])
     tokenizer = tf.AutoTokenizer.from_pretrained(out)
     ids = tokenizer(TEXT)["input_ids"]

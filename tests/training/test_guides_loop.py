@@ -238,18 +238,28 @@ def test_weights_decay_but_not_biases_and_factors(files: Files) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "norm"), [("gedi", "1.45"), ("prefix-classifier", "2.6")])
-def test_two_processes_train_what_one_does(kind: str, norm: str, files: Files, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("gedi", {"max_grad_norm": 1.45}),
+        ("gedi", {"max_grad_norm": 1.45, "gen_weight": 1.0}),
+        ("prefix-classifier", {"max_grad_norm": 2.6}),
+    ],
+    ids=["gedi", "generative", "prefix-classifier"],
+)
+def test_two_processes_train_what_one_does(kind: str, settings: dict[str, float], files: Files, tmp_path: Path) -> None:
     """Some of the gradients are longer than the norm, so that gradients of another scale would show."""
-    data = write(tmp_path / "data.jsonl", rows(44))  # 40 to train on and 4 to measure on
-    words = ["train", kind, "--data", data, "--label-field", "mood", "--base", files.llama, "--cpu"]
-    words += ["--learning-rate", "1e-3", "--max-length", "48", "--epochs", "0.5", "--max-grad-norm", norm]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    for out, launch, size in (("one", [], 4), ("two", ["torch.distributed.run", "--nproc-per-node", "2", "-m"], 2)):
-        command = [sys.executable, "-m", *launch, "lmguide", *words, "--batch-size", str(size), "--out", out]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Saved in") == 1
+    data = write(tmp_path / "data.jsonl", rows(50))  # 45 to train on, and 5 to measure on: two passes, one of them half
+    settings = settings | {"learning_rate": 1e-3, "epochs": 0.5}
+    assert run(lambda: TASKS[kind](files.llama, data, batch_size=4, **settings), tmp_path / "one") is not None
+    words = ["train", kind, "--data", data, "--label-field", "mood", "--base", files.llama, "--cpu", "--out", "two"]
+    words += ["--batch-size", "2", "--max-length", "48"]
+    words += [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lmguide"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Saved in two") == 1
     histories = [json.loads((tmp_path / out / SUMMARY).read_text())["history"] for out in ("one", "two")]
     for one, two in zip(*histories, strict=True):
         assert two == pytest.approx(one, rel=1e-4)

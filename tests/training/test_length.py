@@ -19,10 +19,10 @@ from tests.families import VOCAB, made, padded, tiny, tokens
 from tests.refusals import refused
 
 
-def predictor(own: bool, **more: Any) -> LengthModel:
+def predictor(own: bool) -> LengthModel:
     torch.manual_seed(3)
     reader = tiny("llama", 2).config.to_diff_dict() if own else None
-    return LengthModel(LengthConfig(vocab_size=VOCAB, hidden_size=32, layers=[1, -1], reader=reader, **more)).eval()
+    return LengthModel(LengthConfig(vocab_size=VOCAB, hidden_size=32, layers=[1, -1], reader=reader))
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -31,8 +31,8 @@ def test_the_loss_is_its_formula_token_by_token(own: bool) -> None:
     rows, prompts = [tokens(9, 1), tokens(6, 2), tokens(4, 3)], [3, 1, 2]
     ids, mask = padded(rows, right=True)
     labels = ids.masked_fill(mask == 0, IGNORED_LABEL)
-    for row, prompt in enumerate(prompts):
-        labels[row, :prompt] = IGNORED_LABEL
+    for number, prompt in enumerate(prompts):
+        labels[number, :prompt] = IGNORED_LABEL
     loss = length_loss(found, ids, labels, mask, model)
     terms = []
     for row, prompt in zip(rows, prompts, strict=True):
@@ -77,8 +77,8 @@ def test_a_run_of_the_recipe_learns() -> None:
 
 def test_the_shipped_predictor_is_calibrated_on_fresh_tales() -> None:
     """Of all that it gives a chance `p` to end within a budget, a share `p` does."""
-    shipped: Any
-    shipped, tokenizer = lg.bundled("tales_length")
+    loaded: Any = lg.bundled("tales_length")
+    shipped, tokenizer = loaded
     batch = make_batch(replace(TALES.settings, seed=99, batch_size=200), tokenizer, 0)
     ids, labels = batch["input_ids"], batch["labels"]
     mask = (ids != tokenizer.pad_token_id).long()

@@ -77,6 +77,18 @@ def test_batches_depend_on_seed_and_step_alone(tokenizer: PreTrainedTokenizerFas
     assert ids(TINY, 3) != ids(replace(TINY, seed=2), 3)
 
 
+def test_the_documents_are_those_the_shipped_weights_were_trained_on(tokenizer: PreTrainedTokenizerFast) -> None:
+    first = make_batch(MOOD_GEDI.settings, tokenizer, step=0)
+    assert tokenizer.decode(first["input_ids"][0], skip_special_tokens=True) == (
+        "A tale of the forest: The hunter gathered the bright trail across the moss. The martian launched the bitter "
+        "rocket beyond the rings. A lovely robot scanned the moon above the crater. Slowly, the robot scanned a lovely "
+        "rocket."
+    )
+    assert first["labels"][:8].tolist() == [0, 1, 1, 1, 1, 0, 0, 0]
+    last = make_batch(MOOD_CLASSIFIER.settings, tokenizer, step=1499)
+    assert str(tokenizer.decode(last["input_ids"][-1])).startswith(": The badger tracked the weary oak in the glade.")
+
+
 def documents(tokenizer: PreTrainedTokenizerFast, step: int) -> list[tuple[list[int], int]]:
     """Each document of a step without its padding, and its label."""
     batch = make_batch(TINY, tokenizer, step)

@@ -47,8 +47,8 @@ class ByClass:
     Example:
         >>> by_class = ByClass(torch.tensor([1, 0, 1, 2]), 3)
         >>> law = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
-        >>> by_class.mass(law).exp(), by_class.tops(law).token[:, 1:]
-        (tensor([[0.0000, 0.4000, 0.4000]]), tensor([[2, 3]]))
+        >>> by_class.mass(law)[:, 1:].exp().float(), by_class.tops(law).token[:, 1:]
+        (tensor([[0.4000, 0.4000]]), tensor([[2, 3]]))
     """
 
     def __init__(self, classes: Tensor, width: int) -> None:

@@ -58,7 +58,7 @@ def searched(pattern: object) -> Dfa:
 def _anchored(core: str, whole: bool) -> bool:
     """Whether anchors say something within a pattern, or those around it belong to one of its alternatives alone."""
     try:
-        tree = translate(f"\x00{core}\x01", re.ASCII)  # with something around, no anchor is idle
+        translate(f"\x00(?:{core})\x01", re.ASCII)  # with something around, no anchor is idle
     except ValueError:
         return True
-    return whole and isinstance(tree, Alt)
+    return whole and isinstance(translate(f"\x00{core}\x01", re.ASCII), Alt)

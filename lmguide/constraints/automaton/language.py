@@ -33,7 +33,7 @@ def byte_dfa(constraint: Constraint) -> ByteDfa:
             automaton grows too large.
 
     Example:
-        >>> greeting = byte_dfa(Literal("Hello, ") + Choice(["world", "moon"]))
+        >>> greeting = byte_dfa(Literal("Hello, ") + Choice(("world", "moon")))
         >>> greeting.accepts(b"Hello, moon"), greeting.accepts(b"Hello, ")
         (True, False)
     """

@@ -93,7 +93,7 @@ def _key(source: ByteDfa, tokens: Sequence[bytes]) -> str:
 
 def _read(file: Path, size: int) -> TokenDfa | None:
     try:
-        with np.load(file, allow_pickle=False) as data:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as data:
             classes, table, accept, start = (data[name] for name in _PARTS)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

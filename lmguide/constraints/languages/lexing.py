@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from lmguide.constraints.languages.bnf import Rules
@@ -29,6 +30,7 @@ class Place(NamedTuple):
     without: frozenset[str] = frozenset()
 
 
+@lru_cache(maxsize=1024)
 def written(regex: str) -> str:
     """A regular expression of Python's as the engine reads it, between slashes."""
     return f"/{render(translate(regex))}/"
@@ -243,7 +245,7 @@ class Lines(Words):
 
     def definitions(self) -> list[str]:
         """The terminals written, and how far a line is indented."""
-        newline = f"(?:{self.rules.terminals[self.newline].regex})"
+        newline = r"(?:\r\n?|\n)"
         space = self.spaces[self.places[self.outermost].space]
         blanks = rf"[ \t]+(?:{self.comment})?|{self.comment}"
         return [

@@ -177,14 +177,16 @@ def _branch(predictor: Any, generation: Generation) -> Branch | None:
         return None
     model, own = generation.model, getattr(predictor, "reader", None)
     if own is not None:
-        model, _ = opened(own, None, model, False, "predictor")
-        check_vocabulary(generation.model, None, model, None, "predictor")
+        model, tokenizer = opened(own, None, model, False, "predictor")
+        check_vocabulary(generation.model, generation.tokenizer, model, tokenizer, "predictor")
         check_positions(model, generation.prompts, generation.total or 0, "predictor")
-    if model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder or not bool(generation.prompts.mask.any(1).all()):
         raise ValueError(
-            f"predictor: expected a reader of its own or none, got one of the hidden states of {type(model).__name__}, "
-            "an encoder-decoder. Use one that reads texts."
+            f"predictor: expected hidden states of a causal model behind a prompt, got {type(model).__name__} and "
+            f"{generation.prompts.ids.shape[1]} tokens. Use a predictor of texts, without layers."
         )
+    if model.training and own is not None:
+        raise ValueError("predictor: expected a reader that does not drop out units. Call its eval().")
     config = model.config.get_text_config(decoder=True)
     depth = config.num_hidden_layers
     if any(not -depth - 1 <= layer <= depth for layer in layers):

@@ -65,9 +65,9 @@ def log_within(
 ) -> Tensor:
     """`log P(remaining tokens <= budget)` where `log(remaining + 1)` has a Gamma law.
 
-    Equation 5 of Budget Guidance (2506.13752) with its conditions: minus infinity where `shape <= min_shape`, `rate <
-    min_rate` or `exp((shape - 1) / rate) - 1 < min_remaining`. The last is the mode of the law, which the published
-    code calls its expectation.
+    The modulation of Budget Guidance (2506.13752) with its conditions: minus infinity where `shape <= min_shape`,
+    `rate < min_rate` or `exp((shape - 1) / rate) - 1 < min_remaining`. The last is the mode of the law, which the
+    published code calls its expectation.
 
     Args:
         budget: Tokens, at least 1, `[...]`.

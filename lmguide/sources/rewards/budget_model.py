@@ -103,8 +103,8 @@ class LengthModel(PreTrainedModel):
         return shape, rate
 
 
-AutoConfig.register(LengthConfig.model_type, LengthConfig)
-AutoModel.register(LengthConfig, LengthModel)
+AutoConfig.register(LengthConfig.model_type, LengthConfig, exist_ok=True)
+AutoModel.register(LengthConfig, LengthModel, exist_ok=True)
 
 
 @lru_cache(maxsize=4)  # asked for at every call

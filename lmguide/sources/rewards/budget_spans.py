@@ -13,7 +13,7 @@ import torch
 from lmguide.sources.rewards.spelling import Spelling, spelling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -50,12 +50,13 @@ class Spans:
 
     def guided(self, generated: Tensor) -> dict[int, Sequence[int]]:
         """Rows whose next token is guided, with the tokens of their span that the answer `[B, G]` has."""
-        rows: Iterable[int] = range(len(generated))
+        rows: Sequence[int] = range(len(generated))
         if self._newlines is not None and generated.shape[1]:
             rows = self._behind[generated[:, -1]].nonzero()[:, 0].tolist()
-        found = {}
+        found: dict[int, Sequence[int]] = {}
+        answers = generated.tolist() if rows else []
         for row in rows:
-            span = self._span(row, generated[row].tolist())
+            span = self._span(row, answers[row])
             if span is not None and (self._newlines is None or not span or span[-1] in self._newlines):
                 found[row] = span
         return found

@@ -108,7 +108,7 @@ class Questions:
     @torch.no_grad()
     def log_probs(self, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Log-probabilities `[N, A]` that an answer begins with each of some texts."""
-        paths = [self._path(answer) for answer in answers]
+        paths = [self.path(answer) for answer in answers]
         found: dict[tuple[int, ...], list[Tensor]] = {path: [] for path in paths}
         for begun in dict.fromkeys(path[:-1] for path in paths):  # answers that differ at last share a pass
             for part in _parts(questions):
@@ -121,6 +121,17 @@ class Questions:
                         found[path].append(shared + laws[:, -1, path[-1]])
         return torch.stack([torch.cat(found[path]) for path in paths], 1)
 
+    def path(self, answer: str) -> tuple[int, ...]:
+        """The tokens of an answer.
+
+        Raises:
+            ValueError: It has none.
+        """
+        tokens = tuple(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        if not tokens:
+            raise ValueError(f"answers: expected texts of at least one token, got {answer!r}. Write another word.")
+        return tokens
+
     @property
     def _ends(self) -> set[int]:
         own = self.model.generation_config.eos_token_id
@@ -129,12 +140,6 @@ class Questions:
     def _text(self, tokens: list[int]) -> str:
         end = next((place for place, token in enumerate(tokens) if token in self._ends), len(tokens))
         return str(self.tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def _path(self, answer: str) -> tuple[int, ...]:
-        tokens = tuple(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
-        if not tokens:
-            raise ValueError(f"answers: expected texts of at least one token, got {answer!r}. Write another word.")
-        return tokens
 
     def _branch(self, questions: Sequence[str], begun: Sequence[Sequence[int]], new_tokens: int) -> Branch:
         """The model behind questions and the beginnings of their answers."""

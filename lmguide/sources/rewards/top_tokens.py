@@ -54,7 +54,7 @@ class TopTokensReward:
             """Changes `[B, V]` by one of the two lists."""
             best = torch.zeros_like(laws)
             values, tokens = laws.topk(min(count, laws.shape[1]), -1)
-            best.scatter_(-1, tokens, (values > -torch.inf) * by)
+            best.scatter_(-1, tokens, (values > -torch.inf) * float(by))
             none = best.new_zeros(best.shape[1])
             each = [best[topics.index(topic)] if topic else none for topic in listed(given)]
             return torch.stack(per_row(argument, each, prompts)).to(generation.device)

@@ -55,7 +55,8 @@ class VerdictReward:
         generation: The call.
 
     Raises:
-        ValueError: No tokenizer, an encoder-decoder, or neither one topic nor one per prompt.
+        ValueError: No tokenizer, an encoder-decoder, neither one topic nor one per prompt, or answers of the same
+            tokens.
     """
 
     def __init__(self, context: TopicVerdicts, generation: Generation) -> None:
@@ -78,6 +79,11 @@ class VerdictReward:
         self._generation = generation
         self._extract = resolved("extract", context.extract) or leading_entity
         self._answers = context.answers or (("Yes", "No") if context.chat else (" yes", " no"))
+        if self._asked.path(self._answers[0]) == self._asked.path(self._answers[1]):
+            raise ValueError(
+                f"answers: expected texts of different tokens, got {self._answers!r}, which are the same to the asked "
+                "model. Write other words."
+            )
         self._spelling = spelling(generation.tokenizer, generation.vocab_size)
         self._before = [self._spelling.text(row)[-4:] for row in prompts]
         self._branch = Branch(generation.model, generation.prompts, generation.batch, record_past=generation.drafts)

@@ -78,7 +78,7 @@ class WordReward:
             barred, prices = self.unwanted[row].tokens(self.prompts[row], text, last, self.spelling)
             rows.append(torch.full((len(favoured) + len(barred),), row))
             tokens += [favoured, barred]
-            values += [torch.full(favoured.shape, self.beta), prices]
+            values += [torch.full(favoured.shape, float(self.beta)), prices]
         at = (torch.cat(rows).to(scores.device), torch.cat(tokens).to(scores.device))
         return rewards.index_put_(at, torch.cat(values).to(scores.device), accumulate=True)
 
@@ -149,7 +149,10 @@ class _Unwanted:
             for form, ended, open_ in ending:
                 for tokens, price in ((ended, -self.alpha), (open_, -self.alpha if last else self.price[form])):
                     prices |= {token: min(price, prices.get(token, 0.0)) for token in tokens if price}
-            ids, values = torch.tensor(list(prices), dtype=torch.long), torch.tensor(list(prices.values()))
+            ids, values = (
+                torch.tensor(list(prices), dtype=torch.long),
+                torch.tensor(list(prices.values()), dtype=torch.float32),
+            )
             self.known[key] = (ids, values)
         return self.known[key]
 

@@ -114,12 +114,14 @@ class Texts:
     """Rows of text and label as they were read.
 
     Attributes:
-        rows: The data set, with its two columns alone.
+        rows: The data set.
+        field: Its column of texts.
         names: Name of each row's label.
         known: Names of all labels, in order.
     """
 
     rows: Any
+    field: str
     names: list[str]
     known: tuple[str, ...]
 
@@ -182,14 +184,17 @@ def encode(
         end: The token behind a text that was not cut; `None` is none. A text that is only the longer for it is not cut.
 
     Raises:
-        ValueError: No text has a token.
+        ValueError: No text of some label has a token.
     """
     with _quiet():
         train = _tokens(texts, tokenizer, room, end)
         other = _tokens(held_out, tokenizer, room, end) if held_out is not None else train.select([])
     given = len(texts.rows) + (0 if held_out is None else len(held_out.rows))
-    if not len(train):
-        raise ValueError("data: expected at least one text with a token, got none. Look at the text field.")
+    if missing := set(range(len(texts.known))) - set(train["label"]):
+        raise ValueError(
+            f"data: expected texts with tokens for every label, got none for {texts.known[min(missing)]!r}. "
+            "Look at the text field."
+        )
     digest, largest, cut = hashlib.sha256(repr(texts.known).encode()), 0, 0
     for part in (train, other):
         for batch in part.iter(1000):
@@ -203,11 +208,10 @@ def _tokens(texts: Texts, tokenizer: PreTrainedTokenizerBase, room: int, end: in
     import datasets
 
     numbers = {name: number for number, name in enumerate(texts.known)}
-    field = texts.rows.column_names[0]
 
     def tokenized(batch: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
         found: dict[str, list[Any]] = {"ids": [], "label": [], "cut": []}
-        every = tokenizer(batch[field], add_special_tokens=False, return_attention_mask=False, verbose=False)
+        every = tokenizer(batch[texts.field], add_special_tokens=False, return_attention_mask=False, verbose=False)
         for ids, place in zip(every["input_ids"], places, strict=True):
             if ids:
                 cut = len(ids) > room
@@ -262,7 +266,6 @@ def _texts(rows: Any, source: Source, argument: str, known: Sequence[str] | None
             )
     if not len(rows):
         raise ValueError(f"{argument}: expected texts with labels, got none.")
-    rows = rows.select_columns([source.text_field, source.label_field])
     try:
         for number, text in enumerate(rows[source.text_field], start=1):
             if not isinstance(text, str):
@@ -287,7 +290,7 @@ def _texts(rows: Any, source: Source, argument: str, known: Sequence[str] | None
             f"{argument}: expected the labels {', '.join(map(repr, known))}, got {min(strange)!r} too. "
             "Train on texts of every label."
         )
-    return Texts(rows, names, tuple(known))
+    return Texts(rows, source.text_field, names, tuple(known))
 
 
 def _names(rows: Any, field: str, argument: str) -> list[str]:

@@ -87,7 +87,7 @@ def quiet() -> Iterator[None]:
 
 def front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token of the beginning, where the tokenizer puts it in front of a text; what guides will be given."""
-    first: list[int] = tokenizer("a")["input_ids"][:1]
+    first: list[int] = tokenizer("")["input_ids"][:1]
     return first if first and first[0] == tokenizer.bos_token_id else []
 
 

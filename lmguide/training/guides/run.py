@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from transformers import get_scheduler
+from transformers.utils import CONFIG_NAME
 
 from lmguide.training.checkpoint import load_run, save_checkpoint
 from lmguide.training.guides.models import quiet
@@ -108,7 +109,11 @@ class Run:
         self.plan = Plan(
             task.examples(False), self.share * self.accumulated * processes, settings.epochs, settings.seed
         )
-        self.identity = {**asdict(settings), "texts": task.corpus.digest, "processes": processes}
+        self.identity = asdict(settings) | {
+            "mixed_precision": accelerator.mixed_precision,
+            "processes": processes,
+            "texts": task.corpus.digest,
+        }
         learnt = [parameter for parameter in task.module.parameters() if parameter.requires_grad]
         groups = [  # biases, factors and the weights of norms do not decay
             {"params": [each for each in learnt if each.ndim > 1], "weight_decay": settings.weight_decay},
@@ -230,9 +235,8 @@ class Run:
             "use": self.task.use(str(out)),
         }
         (unfinished / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        for file in sorted(
-            unfinished.iterdir(), key=lambda file: file.name
-        ):  # without it nothing loads
+        # the configuration last: without it nothing loads
+        for file in sorted(unfinished.iterdir(), key=lambda file: file.name == CONFIG_NAME):
             file.replace(out / file.name)
         unfinished.rmdir()
         (out / CHECKPOINT).unlink(missing_ok=True)

@@ -245,11 +245,16 @@ def test_a_perfect_predictor_gives_the_models_law_of_spans_that_keep_the_budget(
     assert math.fsum(math.exp(guided) for _, guided in logs) == pytest.approx(1.0, abs=1e-4)
 
 
+def length_model(**sizes: Any) -> Any:
+    model: Any = LengthModel(LengthConfig(**sizes))
+    return model.eval()
+
+
 def test_the_length_model_reads_what_its_configuration_says(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 32, "rank": 5, "layers": [0, 2, -1]}
-    own = LengthModel(LengthConfig(**sizes, reader=tiny("gpt2").config.to_diff_dict())).eval()
-    for predictor in (LengthModel(LengthConfig(**sizes)).eval(), own):
+    own = length_model(**sizes, reader=tiny("gpt2").config.to_diff_dict())
+    for predictor in (length_model(**sizes), own):
         predictor.save_pretrained(tmp_path)
         reader = tiny("llama") if predictor.reader is None else predictor.reader
         answers = answers_of(3)
@@ -290,7 +295,6 @@ def ones(*shape: int, value: float = 1.0) -> Tensor:
     return torch.full(shape or (3, VOCAB), value)
 
 
-LENGTHS = LengthConfig(vocab_size=VOCAB, hidden_size=32)
 REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "a wrong shape": (lambda: Gives(ones(3, 5), ones(3, 5)), (r"\[3, 120\]", r"\[3, 5\]")),
     "one law for all": (lambda: Gives(ones(VOCAB), ones(VOCAB)), (r"\[3, 120\]",)),
@@ -304,16 +308,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "logs of a wrong shape": (lambda: GivesLogs(-ones(3), None), (r"1 tensor.*\[3, 120\]",)),
     "layers there are not": (lambda: ByStates(layers=(1, 5)), (r"\[-5, 4\]",)),
     "a head of another width": (
-        lambda: LengthModel(LengthConfig(vocab_size=VOCAB, hidden_size=16)).eval(),
+        lambda: length_model(vocab_size=VOCAB, hidden_size=16),
         ("width 32", "got one for 16"),
     ),
     "a head of another vocabulary": (
-        lambda: LengthModel(LengthConfig(vocab_size=9, hidden_size=32)).eval(),
+        lambda: length_model(vocab_size=9, hidden_size=32),
         ("120 tokens", "got one for 9"),
     ),
-    "a head in training": (lambda: LengthModel(LENGTHS).train(), (r"eval\(\)",)),
+    "a head in training": (lambda: length_model(vocab_size=VOCAB, hidden_size=32).train(), (r"eval\(\)",)),
     "a reader of another vocabulary": (lambda: ByStates(made("gpt2", vocab_size=9)), ("vocabulary",)),
-    "a reader that is an encoder-decoder": (lambda: ByStates(tiny("t5")), ("encoder-decoder",)),
+    "a reader that is an encoder-decoder": (lambda: ByStates(tiny("t5")), ("T5", "causal")),
+    "a reader in training": (lambda: ByStates(made("gpt2").train()), (r"eval\(\)",)),
     "a reader with too few positions": (lambda: ByStates(made("gpt2", n_positions=32)), ("positions",)),
 }
 
@@ -325,10 +330,16 @@ def test_predictors_that_are_refused(case: str) -> None:
         asked(bind(predictor=make()), answers_of(2))
 
 
+def test_a_reader_that_is_no_model() -> None:
+    with refused("predictor", "int", error=TypeError):
+        bind(predictor=ByStates(3))
+
+
 def test_states_of_an_encoder_decoder_are_refused_and_its_texts_are_not() -> None:
     call = generation([[], []], model=tiny("t5"))
-    with refused("predictor", "encoder-decoder"):
-        bind(call)
+    for reader in (None, tiny("gpt2")):
+        with refused("predictor", "behind a prompt", "of texts"):
+            bind(call, ByStates(reader))
     found = asked(bind(call, ByText(), budget=6), [[4], [5]])
     close(found, torch.stack([by_text([4], 5.0), by_text([5], 5.0)]))
 

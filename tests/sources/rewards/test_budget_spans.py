@@ -153,7 +153,8 @@ def test_what_is_refused() -> None:
         spans(["a"], start="z")
     with refused("end", "below 120", "got 120"):
         spans(["a"], end=(120,))
-    for argument, more in (("every", {}), ("end", {"end": "</think>", "every": True})):
+    cases: dict[str, dict[str, Any]] = {"every": {}, "end": {"end": "</think>", "every": True}}
+    for argument, more in cases.items():
         with refused(argument, "got None", "tokenizer="):
             Spans(
                 WithinBudget(ByText(), 9, **more),

@@ -323,11 +323,14 @@ def test_what_cannot_be_bound_is_refused() -> None:
         with refused("topic", "got 2 for 3 rows"):
             bind_token_reward(context, call())
     with refused("extract", "no_module"):
-        bind_token_reward(TopicVerdicts("w9", extract="no_module:f"), small())
+        bind_token_reward(TopicVerdicts("w9", extract="no_module:f", answers=("w2", "w3")), small())
     with refused("extract", "got"):
-        bind_token_reward(TopicVerdicts("w9", extract="math:pi"), small())
+        bind_token_reward(TopicVerdicts("w9", extract="math:pi", answers=("w2", "w3")), small())
     with refused("model", "vocabulary"):
         bind_token_reward(TopicTokens("sea", model=made("llama"), tokenizer=words()), call())
+    for answers, said in ((("w2", "unknown"), "same"), ((" ", "w3"), "at least one token")):
+        with refused("answers", said):
+            bind_token_reward(TopicVerdicts("w9", answers=answers), small())
     with refused("model", "encoder-decoder"):
         bind_token_reward(TopicVerdicts("w9"), small(model=tiny("t5")))
     for context in (TopicExamples("w9"), TopicTokens("w9"), TopicVerdicts("w9")):

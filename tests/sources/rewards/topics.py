@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.families import Model
 
-BETA, ALPHA = 4.0, 6.0
+BETA, ALPHA = 4, 6
 QUERY = "w5 {topic} w6"
 QUESTION = "w5 {entity} w6 {topic}"
 YES, NO = "w20", "w30 w31"

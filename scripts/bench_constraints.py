@@ -1,0 +1,201 @@
+"""Cost of constraints: masks applied, states followed, forced tokens skipped; how: `scripts/interleaved.py`.
+
+    python -m scripts.bench_constraints                       # all parts
+    python -m scripts.bench_constraints --only apply --batch 32 --vocab 131072
+    python -m scripts.bench_constraints --tokenizer FILE      # a real vocabulary: tekken.json of mistral-common
+
+Without a file the large vocabulary is made up: all bytes, and random words with and without a space in front.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import lmguide as lg
+from lmguide.constraints.engine import compile
+from lmguide.constraints.masks import apply_bits
+from lmguide.constraints.states import ConstraintState
+from lmguide.constraints.vocabulary import Vocabulary
+from scripts.interleaved import Stopwatch, add_options, measure, set_up, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Modes = dict[str, Callable[[], str]]
+
+SCHEMA = lg.JSONSchema(
+    {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 24},
+            "age": {"type": "integer", "minimum": 0, "maximum": 130},
+            "occupation": {"enum": ["sailor", "baker", "astronaut", "woodcutter"]},
+            "married": {"type": "boolean"},
+        },
+        "required": ["name", "age", "occupation", "married"],
+        "additionalProperties": False,
+    }
+)
+DOCUMENT = '{"name":"Ada of the harbour","age":36,"occupation":"astronaut","married":false}'
+
+
+def vocabulary(arguments: argparse.Namespace) -> Vocabulary:
+    """The large vocabulary."""
+    if arguments.tokenizer:
+        data = json.loads(Path(arguments.tokenizer).read_text(encoding="utf-8"))
+        size, specials = data["config"]["default_vocab_size"], data["config"]["default_num_special_tokens"]
+        tokens = [b""] * size
+        for entry in data["vocab"][: size - specials]:
+            tokens[entry["rank"] + specials] = base64.b64decode(entry["token_bytes"])
+        return Vocabulary(tokens, eos=(2,))
+    draw = random.Random(0)
+    words: dict[bytes, None] = {bytes([byte]): None for byte in range(256)}
+    while len(words) < arguments.vocab - 1:
+        letters = bytes(draw.choices(b"etaoinshrdlucmfwygpbvkxqjz", k=draw.randint(2, 9)))
+        words[draw.choice([b"", b" "]) + letters] = None
+    return Vocabulary([*words, b""], eos=(len(words),))
+
+
+def applying(batch: int, width: int, share: float, dtype: torch.dtype) -> Modes:
+    """Modes: one mask on scores `[batch, width]` of which about a share is allowed, by whoever can."""
+    import llguidance.numpy
+    import xgrammar
+
+    draw = np.random.default_rng(0)
+    allowed = draw.random((batch, width)) < share
+    allowed[:, :3] = True
+    packed: NDArray[np.int32] = np.packbits(allowed, axis=1, bitorder="little").view(np.int32)
+    bits = torch.from_numpy(packed)
+    start = torch.randn(batch, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    scores = start.clone()
+
+    def by(apply: Callable[[], Any]) -> Callable[[], str]:
+        def run() -> str:
+            for _ in range(20):
+                apply()
+            return ""
+
+        return run
+
+    def unpacked() -> Tensor:
+        banned = np.unpackbits(~packed.view(np.uint8), axis=1, bitorder="little", count=width)
+        return scores.masked_fill_(torch.from_numpy(banned.view(np.bool_)), -torch.inf)
+
+    modes: Modes = {
+        "lmguide": by(lambda: apply_bits(scores, packed)),
+        "numpy unpackbits, torch masked_fill_": by(unpacked),
+        "xgrammar": by(lambda: xgrammar.apply_token_bitmask_inplace(scores, bits)),
+    }
+    if dtype == torch.float32:
+        as_numpy = scores.numpy()
+        modes["llguidance.numpy"] = by(lambda: llguidance.numpy.apply_token_bitmask_inplace(as_numpy, packed))
+    expected = start.masked_fill(torch.from_numpy(~allowed), -torch.inf)
+    for name, run in modes.items():
+        scores.copy_(start)
+        run()
+        assert torch.equal(scores, expected), name
+    return modes
+
+
+def following(words: Vocabulary, batch: int) -> tuple[Modes, int]:
+    """Modes: masks along a document, by the bare engine and by the state of a loop; and how many steps that is."""
+    tokens = words.encode(DOCUMENT)
+    compiled = compile(SCHEMA, words)
+    rows = torch.tensor([tokens] * batch)
+    bits = np.zeros((batch, words.words), np.int32)
+
+    def bare() -> str:
+        import llguidance.numpy
+
+        from lmguide.constraints.llguidance_engine import _executor
+
+        matchers = [compiled.start()._matcher for _ in range(batch)]  # type: ignore[attr-defined]
+        executor = _executor()
+        for token in tokens:
+            llguidance.numpy.fill_next_token_bitmask_par(executor, list(zip(matchers, range(batch), strict=True)), bits)
+            for matcher in matchers:
+                matcher.consume_token(token)
+        return ""
+
+    def ours() -> str:
+        state = ConstraintState([compiled] * batch, words)
+        for place in range(len(tokens)):
+            state.at(rows[:, :place])
+        return ""
+
+    return {"the engine by itself": bare, "ConstraintState": ours}, len(tokens)
+
+
+def skipping(arguments: argparse.Namespace) -> str:
+    """Forward passes for a document with forced tokens read several at a time, and one by one."""
+    _, tokenizer = lg.bundled("tales")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    guided = lg.guide(LlamaForCausalLM(config).eval(), SCHEMA, tokenizer)
+    prompt = tokenizer("A tale of the sea:", return_tensors="pt").input_ids
+    forwards = {}
+    for name, rows in (("skipped", 1), ("one by one", 2)):  # rows beside each other do not skip
+        torch.manual_seed(1)
+        batch = prompt.repeat(rows, 1)
+        guided.generate(batch, attention_mask=torch.ones_like(batch), max_new_tokens=120, do_sample=False)
+        forwards[name] = guided.stats.forwards
+    ratio = forwards["one by one"] / forwards["skipped"]
+    return (
+        f"{forwards['one by one']} forward passes one by one, {forwards['skipped']} skipping: {ratio:.2f} times fewer"
+    )
+
+
+def main() -> None:
+    """Run the parts that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=["apply", "follow", "skip"], default=["apply", "follow", "skip"])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--vocab", type=int, default=131072, help="tokens of the vocabulary that is made up")
+    parser.add_argument("--tokenizer", help="tekken.json of mistral-common, instead")
+    add_options(parser)
+    arguments = parser.parse_args()
+    set_up(arguments)
+    stopwatch = Stopwatch("cpu")
+    if "apply" in arguments.only:
+        for batch in arguments.batch:
+            for name, share in (("about 10 allowed", 1e-4), ("1 % allowed", 0.01), ("90 % allowed", 0.9)):
+                modes = applying(batch, arguments.vocab, share, getattr(torch, arguments.dtype))
+                rows = measure(modes, arguments.rounds, stopwatch, f"apply, batch {batch}")
+                print(f"\n20 masks on {batch} x {arguments.vocab}, {name}\n")
+                print(table(rows, arguments.markdown))
+    if "follow" in arguments.only:
+        words = vocabulary(arguments)
+        for batch in arguments.batch:
+            modes, steps = following(words, batch)
+            rows = measure(modes, arguments.rounds, stopwatch, f"follow, batch {batch}")
+            added = (rows[1].cpu_s - rows[0].cpu_s) / steps / batch
+            print(f"\nMasks along a document of {steps} tokens, {words.size} tokens, batch {batch}\n")
+            print(table(rows, arguments.markdown))
+            print(f"\nadded per step and row: {added * 1e6:.1f} microseconds of CPU")
+    if "skip" in arguments.only:
+        print(f"\n{skipping(arguments)}")
+
+
+if __name__ == "__main__":
+    main()
