@@ -183,13 +183,13 @@ class Bench:
     def caif(self) -> Modes:
         """Candidates behind a shared cache beside each candidate's text run anew."""
         return {
-            "re-encoded": self.classifying(1, self.arguments.top_k, cached=False),
             "shared cache": self.classifying(1, self.arguments.top_k, cached=True),
+            "each candidate anew": self.classifying(1, self.arguments.top_k, cached=False),
         }
 
     def rows(self) -> Modes:
         """Candidates of several rows."""
-        return {f"{rows} rows": self.classifying(rows, self.arguments.top_k, cached=True) for rows in (1, 2, 4, 8)}
+        return {f"rows: {rows}": self.classifying(rows, self.arguments.top_k, cached=True) for rows in (1, 2, 4, 8)}
 
     def words(self) -> Modes:
         """Lists of words by themselves, at every step of an answer."""
@@ -210,7 +210,7 @@ class Bench:
 
             return run
 
-        return {f"{rows} rows, 10 words in and 100 out": mode(rows) for rows in (1, 8)}
+        return {f"10 words in and 100 out, rows: {rows}": mode(rows) for rows in (1, 8)}
 
     def generation(self, prompt: Tensor, tokenizer: Any = None) -> Generation:
         """A call of the guided model, as rewards are told of it."""

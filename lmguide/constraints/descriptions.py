@@ -125,7 +125,7 @@ class Choice(Constraint):
         Choice(options=('yes', 'no'))
     """
 
-    options: tuple[str, ...]
+    options: tuple[str, ...] | list[str]
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -136,10 +136,12 @@ class Choice(Constraint):
         object.__setattr__(self, "options", tuple(self.options))
         if not self.options:
             raise ValueError("options: expected at least one text, got none. No text would match.")
+        seen = set()
         for index, option in enumerate(self.options):
             check_text(f"options[{index}]", option)
-            if option in self.options[:index]:
+            if option in seen:
                 raise ValueError(f"options: expected different texts, got {option!r} twice. Give it once.")
+            seen.add(option)
 
 
 @CONSTRAINTS.register("grammar")

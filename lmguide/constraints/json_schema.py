@@ -169,10 +169,10 @@ _DATE = rf"(?:[0-9]{{4}}-(?:(?:0[13-9]|1[0-2])-[0-9]{{2}}|02-(?:[01][0-9]|2[0-8]
 _TIME = r"[0-9]{2}:[0-9]{2}:[0-5][0-9]"
 _LABEL = "[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*"
 _STRICT = {
-    "date": {"type": "string", "pattern": f"^{_DATE}$"},
-    "time": {"type": "string", "pattern": f"^{_TIME}"},
-    "date-time": {"type": "string", "pattern": f"^{_DATE}[Tt]{_TIME}"},
-    "hostname": {"type": "string", "pattern": rf"^{_LABEL}(?:\.{_LABEL})*$", "maxLength": 253},
+    "date": {"pattern": f"^{_DATE}$"},
+    "time": {"pattern": f"^{_TIME}"},
+    "date-time": {"pattern": f"^{_DATE}[Tt]{_TIME}"},
+    "hostname": {"pattern": rf"^{_LABEL}(?:\.{_LABEL})*$", "maxLength": 253},
 }
 """What llguidance lacks, measured on JSON-Schema-Test-Suite; the engine checks the rest of each format itself."""
 

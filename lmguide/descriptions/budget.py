@@ -25,8 +25,8 @@ class RunningText:
     Attributes:
         ids: Prompt and answer so far, `[N, L]`, left-padded.
         attention_mask: `[N, L]`, 1 on tokens.
-        states: The guided model's hidden states at the last token, `[N, K, D]`, for the K layers that the predictor
-            names in `layers`; `None` if it names none.
+        states: Hidden states at the last token, `[N, K, D]`, of the K layers that the predictor names in `layers`;
+            `None` if it names none.
     """
 
     ids: Tensor
@@ -39,7 +39,8 @@ class LengthPredictor(Protocol):
 
     The remaining tokens of a candidate are itself and all behind it, up to and with the end of the span. A predictor
     keeps no state. With an attribute `layers`, a tuple of indices into the guided model's hidden states (0 is the
-    embedding output, -1 the last), it gets those states.
+    embedding output, -1 the last), it gets those states; with an attribute `reader`, a causal model of the same
+    vocabulary or its name, those of that model.
     """
 
     def log_prob_within(self, text: RunningText, budget: Tensor) -> Tensor:

@@ -129,7 +129,10 @@ def _constraint(given: object) -> Constraint:
     if isinstance(given, Constraint):
         return given
     if isinstance(given, str):
-        return parse_constraint(given)
+        try:
+            return parse_constraint(given)
+        except ValueError as error:
+            raise ValueError(f"constraint: {error}") from None
     raise TypeError(
         f"constraint: expected a constraint, one for each row, spans, or a function of canvas, rows and columns, got "
         f"{type(given).__name__}. Write for example lg.Regex('[0-9]+')."

@@ -189,7 +189,7 @@ class GeDi(Reward):
         """`add_reward`, then the filter on rows where the strength is not 0."""
         posterior = sources["reward"]
         scores = add_reward(cond, posterior, strength)
-        if self.filter_p is None:
+        if self.filter_p is None or (not isinstance(strength, torch.Tensor) and strength == 0):
             return scores
         kept = best_by_posterior(scores, posterior, self.filter_p, self.target_p)
         if isinstance(strength, torch.Tensor):

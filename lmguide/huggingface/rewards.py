@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lmguide.huggingface.constrained import end_tokens
 from lmguide.sources.ids import Rows
 from lmguide.sources.rewards.base import Generation, TokenReward, bind_token_reward
 
@@ -54,6 +55,7 @@ class Rewards:
                     device=input_ids.device,
                     total=run.config.max_length - run.prompt_length,
                     drafts=assisted,
+                    ends=end_tokens(run.config),
                 )
                 self._bound[index][name] = bind_token_reward(context, generation)
 

@@ -39,8 +39,8 @@ def length_loss(
         ValueError: No model for a predictor without a reader.
 
     Example:
-        >>> import lmguide
-        >>> model, tokenizer = lmguide.bundled("tales")
+        >>> from lmguide.bundled import bundled
+        >>> model, tokenizer = bundled("tales")
         >>> predictor = LengthModel(LengthConfig(vocab_size=len(tokenizer), hidden_size=model.config.hidden_size))
         >>> ids = tokenizer("A tale of the sea: The gull rowed.<|eos|>", return_tensors="pt").input_ids
         >>> length_loss(predictor, ids, ids, torch.ones_like(ids), model).backward()

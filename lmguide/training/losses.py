@@ -44,8 +44,8 @@ def class_log_likelihoods(
         Log-likelihoods in nats, `[B, C]`, float32, and the number of scored tokens of each text, `[B]`.
 
     Example:
-        >>> import lmguide
-        >>> model, _ = lmguide.bundled("tales")
+        >>> from lmguide.bundled import bundled
+        >>> model, _ = bundled("tales")
         >>> texts = torch.tensor([[40, 41, 42]])
         >>> likelihoods, counts = class_log_likelihoods(model, [[7], [8, 9]], texts, torch.ones_like(texts), bos=0)
         >>> likelihoods.shape, counts.tolist()

@@ -1,4 +1,4 @@
-"""What guidance towards a mood does to the tales in closed form, if its judge is perfect; standard library only.
+"""What guidance towards a mood does to the tales in closed form, if its judge is perfect. Knows no model.
 
 Holds for every method that adds `strength * log P(glad | text, v)` to the score of a token v: GeDi with the exact
 posterior, FUDGE and CAIF.
@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lmguide.checks import check_number
 from lmguide.training import tales
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ def guided_mood(strength: float, spell: Callable[[str], Sequence[int]], writer: 
             the mood of its tale, in (0, 1). `AGREE` is a perfect model; at 0.5 no mood word tells it anything of the
             next. The bundled `tales` is nearer to that.
 
+    Raises:
+        ValueError: If `writer` is no probability between 0 and 1.
+
     Example:
         >>> from lmguide.bundled import bundled
         >>> _, tokenizer = bundled("tales")
@@ -83,6 +87,7 @@ def guided_mood(strength: float, spell: Callable[[str], Sequence[int]], writer: 
         >>> [round(guided_mood(strength, spell).glad, 3) for strength in (0, 1, 5)]
         [0.5, 0.664, 0.784]
     """
+    check_number("writer", writer, "Use 0.5 for a model that knows nothing of moods.", above=0, below=1)
     start = _tree(spell, writer)
     evidence = math.log(tales.AGREE / (1 - tales.AGREE))
     belief = math.log(writer / (1 - writer))

@@ -25,7 +25,7 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(building, "TOPIC_WORDS", 6)
     monkeypatch.setattr(building, "CONSTRAINT_WORDS", 1)
     monkeypatch.setattr(cognac, "ROOTS", ("thing.n.01",))
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "140")
     (tmp_path / "wordnet").mkdir()
     return ["--wordnet", str(write(tmp_path / "wordnet")), "--split", "test"]
 
@@ -65,7 +65,7 @@ def test_a_table_of_the_unguided_model_and_all_guidance_so_far(
     assert data["setting"]["guidance"][0]["include"] == "<allowed_words>"
     assert f"{len(items)} items of test" in first
     assert re.search(r"unguided +[\d.]+ ± [\d.]+", first)
-    assert re.search(rf"word_guidance:beta=3\.0 +{100 * share:.1f} ± ", first)
+    assert re.search(rf"word_guidance include, exclude, beta=3\.0 +{100 * share:.1f} ± ", first)
 
     made: list[str] = []
     answer = cognac.answers
@@ -77,8 +77,8 @@ def test_a_table_of_the_unguided_model_and_all_guidance_so_far(
     monkeypatch.setattr(cognac, "answers", counted)
     assert main([*running, *words(4.0)]) == 0
     second = capsys.readouterr().out
-    assert made == ["word_guidance:beta=4.0"]
-    assert all(f"word_guidance:beta={beta}" in second for beta in ("3.0", "4.0"))
+    assert made == ["word_guidance include, exclude, beta=4.0"]
+    assert all(f"exclude, beta={beta}" in second for beta in ("3.0", "4.0"))
 
     def no_model(arguments: object) -> None:
         raise AssertionError

@@ -139,14 +139,15 @@ def test_the_compact_form() -> None:
     assert parse_constraint('json_schema:schema={"type": "null"},whitespace=compact') == JSONSchema(
         {"type": "null"}, "compact"
     )
-    assert parse_constraint('union:parts=[{"name": "literal", "text": "a"}]') == Union(("a",))
+    assert parse_constraint('union:parts=[{"name": "literal", "text": "a"}]') == Union((Literal("a"),))
     assert lg.parse_constraint("free_text:until=x").to_dict() == {"name": "free_text", "until": "x", "max_tokens": None}
 
 
 def test_compositions_are_flat_and_equal() -> None:
-    assert ("a" + Literal("b")) + "c" == "a" + (Literal("b") + "c") == Sequence(["a", "b", "c"])
-    assert (Literal("a") | "b") | "c" == Union(["a", "b", "c"])
-    assert len({Literal("a") | "b", Union(["a", "b"])}) == 1
+    letters = (Literal("a"), Literal("b"), Literal("c"))
+    assert ("a" + Literal("b")) + "c" == "a" + (Literal("b") + "c") == Sequence(letters)
+    assert (Literal("a") | "b") | "c" == Union(letters)
+    assert len({Literal("a") | "b", Union(letters[:2])}) == 1
 
 
 def test_regular_parts_become_one_terminal() -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
 
-from lmguide.constraints.masks import apply_bits, empty_bits
+from lmguide.constraints.masks import _apply_by_shift, apply_bits, empty_bits
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
-def _case(rows: int, width: int, share: float, dtype: torch.dtype) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:  # type: ignore[type-arg]
+def _case(
+    rows: int, width: int, share: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, NDArray[np.int32], torch.Tensor]:
     """Scores, bits, and which tokens are allowed."""
     generator = np.random.default_rng(5)
     allowed = generator.random((rows, width)) < share
@@ -72,11 +79,31 @@ def test_empty_bits_allow_nothing() -> None:
     assert torch.isneginf(apply_bits(torch.zeros(2, 64), empty_bits(2, 2))).all()
 
 
+@pytest.mark.parametrize("share", [1e-3, 0.5])
+def test_scores_that_are_a_view(share: float) -> None:
+    scores, bits, allowed = _case(4, 3000, share, torch.float32)
+    expected = scores.masked_fill(~allowed, -torch.inf)
+    wide = torch.zeros(4, 4000)
+    wide[:, :3000] = scores
+    assert torch.equal(apply_bits(wide[:, :3000], bits), expected)
+    assert (wide[:, 3000:] == 0).all()
+    assert torch.equal(apply_bits(scores.T.contiguous().T, bits), expected)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [1, 3]])
+def test_unpacked_where_the_scores_are(rows: list[int]) -> None:
+    scores, bits, allowed = _case(4, 3001, 0.5, torch.float32)
+    expected = scores.clone()
+    expected[rows] = expected[rows].masked_fill(~allowed[rows], -torch.inf)
+    _apply_by_shift(scores, bits, np.array(rows))  # as on another device
+    assert torch.equal(scores, expected)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("share", [1e-3, 0.5])
 def test_the_same_on_a_device(share: float) -> None:
     scores, bits, allowed = _case(4, 5001, share, torch.float32)
-    buffer = empty_bits(*bits.shape, device="cuda")
+    buffer = empty_bits(len(bits), bits.shape[1], "cuda")
     buffer[:] = bits
     constrained = np.array([True, True, False, True])
     expected = scores.masked_fill(~allowed & torch.from_numpy(constrained)[:, None], -torch.inf)

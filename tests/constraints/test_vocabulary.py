@@ -42,7 +42,7 @@ def test_tokens_spell_the_text_they_were_cut_from(text: str) -> None:
 
 def test_sentencepiece_behind_a_word() -> None:
     vocabulary = Vocabulary.of_tokenizer(_sentencepiece())
-    names = _sentencepiece().convert_ids_to_tokens(range(vocabulary.size))
+    names = _sentencepiece().convert_ids_to_tokens(list(range(vocabulary.size)))
     spelled = dict(zip(names, vocabulary.tokens, strict=True))
     assert (spelled["\u2581ab"], spelled["ab"], spelled["\u2581"], spelled["<0x0A>"], spelled["</s>"]) == (
         b" ab",

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 
 import lmguide as lg
 from lmguide.constraints.automaton.ends import with_ends
-from lmguide.constraints.automaton.lift import TokenDfa
 from lmguide.constraints.automaton.store import token_dfa
 from tests.denoisers.models import MASK, PAD, VOCAB, denoiser_of
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmguide.constraints import Constraint
+    from lmguide.constraints.automaton.lift import TokenDfa
 
 END = 2
 SPECIAL = ("<pad>", "<s>", "</s>", "<mask>")

@@ -46,8 +46,8 @@ def confidence(law: Tensor, token: int) -> float:
 
 
 def margin(law: Tensor, token: int) -> float:
-    first, second = law.topk(2).values.tolist()
-    return first - second
+    best = law.topk(2).values
+    return float(best[0] - best[1])
 
 
 def minus_entropy(law: Tensor, token: int) -> float:

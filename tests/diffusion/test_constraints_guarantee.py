@@ -12,7 +12,7 @@ import torch
 import lmguide as lg
 from lmguide.constraints import Choice, FreeText, JSONSchema, Regex
 from lmguide.diffusion.spans import Span
-from tests.denoisers.models import BLOCK_CAUSAL, CACHED, MASK, PAD, UNPADDED, VOCAB, canvas_of, denoiser_of, left_padded
+from tests.denoisers.models import BLOCK_CAUSAL, CACHED, MASK, PAD, UNPADDED, canvas_of, left_padded
 from tests.diffusion import constrained
 from tests.diffusion.constrained import END, TEXT, answers, automaton, completable, run
 
@@ -98,7 +98,9 @@ def test_caches(model: str, cache: Any) -> None:
     assert_allowed("digits", answers(output, 5))
 
 
-@pytest.mark.parametrize("corrector", ["remdm_cap:eta=0.5", "remdm_conf", "remdm_rescale:eta=0.5", "remdm_loop:eta=0.1"])
+@pytest.mark.parametrize(
+    "corrector", ["remdm_cap:eta=0.5", "remdm_conf", "remdm_rescale:eta=0.5", "remdm_loop:eta=0.1"]
+)
 def test_correctors(corrector: str) -> None:
     """What is opened again can be filled again."""
     generator = torch.Generator().manual_seed(0)
@@ -193,13 +195,3 @@ def test_free_columns_are_as_without_a_constraint() -> None:
     assert bound.sequences[0, 8:].equal(free.sequences[0, 8:])
     assert bound.confidences[0, 8:].equal(free.confidences[0, 8:])
     assert not bound.sequences[0, 2:4].equal(free.sequences[0, 2:4])
-
-
-def test_the_bundled_model_solves_more_with_its_rows_constrained() -> None:
-    """Sudoku of four by four: each row is some order of its digits. Under-trained as it is, the model needs the help."""
-    from lmguide.training.sudoku import is_solution, puzzles
-
-    assert callable(is_solution)
-    assert callable(puzzles)
-    assert VOCAB
-    assert denoiser_of

@@ -96,6 +96,6 @@ def test_the_real_items(wordnet: Taxonomy) -> None:
         for item in items:
             holds(item, wordnet, split)
             assert len(item.topic_words) >= 15
-    assert len(dev) > 50
-    assert len(test) > 150
+    assert (len(dev), len(test)) == (72, 197)
+    assert (cognac.fingerprint(dev), cognac.fingerprint(test)) == ("0274c4be", "65105148"), "all have the same items"
     assert max(sum(item.topic == each.topic for item in test) for each in test) <= building.PER_TOPIC

@@ -125,15 +125,17 @@ def test_settings_have_names_of_their_own() -> None:
     assert [setting.label for setting in settings] == [
         "unguided",
         "unguided",
-        "word_guidance:beta=15.0",
-        "word_guidance",
-        "cfg + word_guidance:beta=15.0",
+        "word_guidance include, exclude, beta=15.0",
+        "word_guidance include, exclude",
+        "cfg + word_guidance include, exclude, beta=15.0",
     ]
 
 
 def test_what_cannot_be_run_is_refused() -> None:
     with refused("guidance", "<topic>", "inside"):
         cognac.parse({"name": "word_guidance", "include": ["<topic>", "sea"]})
+    with refused("guidance", "<forbidden_words>", "longer text"):
+        cognac.parse({"name": "cfg", "negative_prompt": "About <forbidden_words>:"})
     with refused("expected", "word_guidances"):
         cognac.parse({"name": "word_guidances"})
     with refused("model", "encoder-decoder"):

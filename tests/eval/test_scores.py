@@ -10,7 +10,7 @@ import pytest
 from lmguide.descriptions.words import forms
 from lmguide.eval.cognac import Item, Mean, difference, score
 from lmguide.eval.cognac.matching import Matcher
-from lmguide.eval.cognac.scores import perplexity, repetition
+from lmguide.eval.cognac.scores import perplexity, ratio, repetition
 
 WORDS = ("cat", "polar bear", "six-shooter", "fox", "yak's milk", "berry", "mice")
 TEXTS = (
@@ -85,6 +85,13 @@ def test_perplexity_is_the_exponential_of_the_mean() -> None:
     found = perplexity(nats)
     assert found.value == pytest.approx(math.exp(2))
     assert found.error == pytest.approx(math.exp(2) / math.sqrt(3))
+
+
+def test_a_ratio_of_sums_has_the_error_of_its_remainders() -> None:
+    parts, wholes = [3.0, 5.0, 1.0, 9.0], [1.0, 2.0, 1.0, 4.0]
+    rest = [part - 18 / 8 * whole for part, whole in zip(parts, wholes, strict=True)]
+    assert ratio(parts, wholes) == Mean(18 / 8, Mean.of(rest).error / 2)
+    assert ratio(parts, [1.0] * 4) == Mean.of(parts)
 
 
 def test_the_difference_is_over_the_items_of_both() -> None:

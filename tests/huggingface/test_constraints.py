@@ -260,7 +260,7 @@ def test_the_processor_does_the_same_call_after_call(arguments: dict[str, Any]) 
     _, ids, mask = batch("llama", (9, 6))
     processor = lg.ConstraintLogitsProcessor(lg.Regex(PATTERN), tokenizer())
     guided = lg.guide(model("llama"), lg.Regex(PATTERN), tokenizer())
-    arguments = {"attention_mask": mask, "max_new_tokens": 24} | arguments
+    arguments = {"attention_mask": mask, "max_new_tokens": 24, **arguments}
     transformers.set_seed(0)
     expected: Any = guided.generate(ids, **arguments)
     for _ in range(2):

@@ -44,6 +44,12 @@ def test_stronger_guidance_writes_more_glad_words(spell: Callable[[str], list[in
     assert shares[-1] < 0.9  # once the text has settled the mood nothing is left to gain
 
 
+@pytest.mark.parametrize("writer", [0.0, 1.0, 1.5])
+def test_a_writer_is_a_probability(spell: Callable[[str], list[int]], writer: float) -> None:
+    with pytest.raises(ValueError, match="writer: expected a finite number above 0 and below 1"):
+        guided_mood(1.0, spell, writer)
+
+
 def written_out(strength: float, writer: float, spell: Callable[[str], list[int]]) -> tuple[float, float]:
     """Glad words and mood words of a tale, from all its sentences with all their words."""
 

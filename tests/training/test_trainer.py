@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -29,6 +30,7 @@ KINDS = {
     "sudoku": AutoModelForMaskedLM,
     "mood_gedi": AutoModelForCausalLM,
     "mood_classifier": AutoModelForSequenceClassification,
+    "tales_length": AutoModel,
 }
 UNTRAINED_STEP = 10_000
 """A step whose documents no test trains on."""

@@ -128,6 +128,7 @@ class Program:
         subroutines: Rules that call themselves.
         scopes: The scope of each variable that is read or counted.
         loops: By scope; the root has none.
+        runs: Runs of characters.
         known: For each scope, the variables of the scopes around it that have a value when its loop begins.
         always: For each scope, the variables that are read in every pass of its loop.
     """
@@ -136,6 +137,7 @@ class Program:
     subroutines: dict[str, Node]
     scopes: dict[str, int]
     loops: dict[int, LoopNode]
+    runs: list[RunNode]
     known: dict[int, frozenset[str]]
     always: dict[int, frozenset[str]]
 
@@ -164,6 +166,7 @@ class _Compiler:
         self.recursive = {name for name in self.rules if name in self.reached(self.calls[name])}
         self.scopes: dict[str, int] = {}
         self.loops: dict[int, LoopNode] = {}
+        self.runs: list[RunNode] = []
         self.known: dict[int, frozenset[str]] = {}
         self.always: dict[int, frozenset[str]] = {}
 
@@ -193,7 +196,7 @@ class _Compiler:
         for routine in subroutines.values():
             _join(routine, Return())
         starts = {name: routine.entry for name, routine in subroutines.items()}
-        return Program(part.entry, starts, self.scopes, self.loops, self.known, self.always)
+        return Program(part.entry, starts, self.scopes, self.loops, self.runs, self.known, self.always)
 
     def check_recursion(self) -> None:
         """Refuse rules that begin with themselves, and rules that never end."""
@@ -281,7 +284,9 @@ class _Compiler:
         after = self.counted(item, known, scope)
         free = after != known
         if isinstance(item.item, Letters) and not item.separator:
-            return _one(RunNode(_bytes(item.item), item.count, free), after)
+            run = RunNode(_bytes(item.item), item.count, free)
+            self.runs.append(run)
+            return _one(run, after)
         if self.can(item.item, self.empty, empty=True):
             raise ValueError("specification: expected a repetition of something, got one of the empty text. Mend it.")
         loop = LoopNode(item.count, free, len(self.loops) + 1, scope)

@@ -14,9 +14,11 @@ from lmguide.constraints.ccfg.expressions import (
     range_of,
     variables,
 )
-from lmguide.constraints.ccfg.program import Program
+from lmguide.constraints.ccfg.program import LoopNode, Program
 from lmguide.constraints.ccfg.solver import Relation
 from lmguide.constraints.ccfg.specification import Specification
+
+_OPEN = WIDEST // 2  # an end beyond it comes from an end that is open
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,7 @@ class Relations:
         summed: For each scope, the variables whose sum over the repetition is in a relation.
         properties: For each scope, pairs of property and variable.
         coupled: Variables whose value bears on others, or on how many come.
+        counting: Those among them that bear on a count.
     """
 
     of: Mapping[int, tuple[Relation, ...]]
@@ -36,6 +39,7 @@ class Relations:
     summed: Mapping[int, tuple[str, ...]]
     properties: Mapping[int, tuple[tuple[str, str], ...]]
     coupled: frozenset[str]
+    counting: frozenset[str]
 
 
 def compile_relations(specification: Specification, program: Program) -> Relations:
@@ -72,16 +76,28 @@ class _Compiler:
         tied = {key for relation in self.specification.relations for key in relation.keys() if len(relation.keys()) > 1}
         tied |= {name for those in properties.values() for _, name in those}
         tied |= {name for those in summed.values() for name in those}
-        for loop in self.program.loops.values():
-            plain = isinstance(loop.count, Variable) and ranges[loop.count.key][0] >= 0
-            tied |= set() if plain else {variable.key for variable in variables(loop.count)}
+        tracked = set(summed) | set(properties)
+        counting = self.counting(tied, tracked)
         return Relations(
             {scope: tuple(those) for scope, those in of.items()},
             ranges,
             {scope: tuple(those) for scope, those in summed.items()},
             {scope: tuple(those) for scope, those in properties.items()},
-            frozenset(tied),
+            frozenset(tied | counting),
+            frozenset(counting),
         )
+
+    def counting(self, tied: set[str], tracked: set[int]) -> set[str]:
+        """Variables in counts that cannot be any number of their range: for the count, or for what is counted."""
+        found: set[str] = set()
+        size = -1
+        while size < (size := len(found)):
+            matters = {self.program.scopes[name] for name in (tied | found) & set(self.program.scopes)} | tracked
+            for node in (*self.program.runs, *self.program.loops.values()):
+                plain = isinstance(node.count, Variable) and self.found[node.count.key][0] >= 0
+                inner = isinstance(node, LoopNode) and any(node.scope in self.program.within(scope) for scope in matters)
+                found |= set() if plain and not inner else {variable.key for variable in variables(node.count)}
+        return found
 
     def scope(self, relation: Relation) -> int:
         """The innermost scope of a relation's variables."""
@@ -149,10 +165,10 @@ class _Compiler:
                 relation.narrow(narrow)
                 for name, (low, high) in ranges.items():
                     closer = narrow[name]
-                    ranges[name] = (closer[0] if low == -WIDEST else low, closer[1] if high == WIDEST else high)
+                    ranges[name] = (closer[0] if low <= -_OPEN else low, closer[1] if high >= _OPEN else high)
         for name in named:
             low, high = ranges[name]
-            if low <= -WIDEST or high >= WIDEST:
+            if low <= -_OPEN or high >= _OPEN:
                 raise ValueError(
                     f"specification: expected bounds for {name!r}, got none on one side. "
                     f"Add a line such as '1 <= {name} <= 100'."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmguide.descriptions.words import forms
-from lmguide.eval.cognac.scores import LONGEST, Mean, perplexity, score
+from lmguide.eval.cognac.scores import LONGEST, Mean, perplexity, ratio, score
 from lmguide.guidance import Guidance
 from lmguide.huggingface import guide
 from lmguide.sources.branch import Branch
@@ -74,7 +74,7 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """What people call it: the methods and what they have away from its default, holes aside."""
+        """What people call it: the methods, what items fill in, and what is away from its default."""
         return " + ".join(map(_label, self.guidance)) or "unguided"
 
 
@@ -131,6 +131,10 @@ def parse(description: Mapping[str, Any]) -> dict[str, Any]:
                 f"guidance: expected {hole} in a value that is a text, got it inside another. "
                 "Only what takes one text per prompt can have it."
             )
+        if hole.endswith("_words>") and any(hole in value and hole != value for value in given.values()):
+            raise ValueError(
+                f"guidance: expected {hole} by itself, got it within a longer text. It is a list; give include={hole}."
+            )
     return method
 
 
@@ -182,7 +186,7 @@ def summary(found: Sequence[Answer]) -> dict[str, Mean]:
     for size in range(1, LONGEST + 1):
         means[f"repetition_{size}"] = Mean.of([answer.repetition[size - 1] for answer in found])
     means["perplexity"] = perplexity([answer.nats / answer.tokens for answer in found])
-    means["nfe_per_token"] = Mean.of([answer.nfe / answer.steps for answer in found])
+    means["nfe_per_token"] = ratio([answer.nfe for answer in found], [answer.steps for answer in found])
     return means
 
 
@@ -268,12 +272,11 @@ def _allowed(item: Item) -> list[str]:
 
 
 def _label(description: Mapping[str, Any]) -> str:
+    """The name of a method with the fields that are filled for each item and those away from their defaults."""
     method = Guidance.from_dict(description)
-    other = [
-        f"{field.name}={description[field.name]}"
+    shown = [
+        field.name if any(hole in str(description[field.name]) for hole in HOLES) else f"{field.name}={value}"
         for field in dataclasses.fields(method)
-        if field.name in description
-        and getattr(method, field.name) != field.default
-        and not any(hole in str(description[field.name]) for hole in HOLES)
+        if field.name in description and (value := getattr(method, field.name)) != field.default
     ]
-    return f"{description['name']}{':' * bool(other)}{','.join(other)}"
+    return f"{description['name']} {', '.join(shown)}".rstrip()

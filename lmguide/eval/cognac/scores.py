@@ -99,6 +99,18 @@ def perplexity(nats: Sequence[float]) -> Mean:
     return Mean(math.exp(mean.value), math.exp(mean.value) * mean.error)
 
 
+def ratio(parts: Sequence[float], wholes: Sequence[float]) -> Mean:
+    """The sum of some numbers by that of others, with the error to first order.
+
+    Example:
+        >>> ratio([2, 4], [1, 2]), ratio([1, 5], [1, 1]).value
+        (Mean(value=2.0, error=0.0), 3.0)
+    """
+    value = sum(parts) / sum(wholes)
+    rest = Mean.of([part - value * whole for part, whole in zip(parts, wholes, strict=True)])
+    return Mean(value, rest.error / statistics.fmean(wholes))
+
+
 def difference(answers: Mapping[str, bool], others: Mapping[str, bool]) -> Mean | None:
     """How much more often something is so in some answers than in others to the same items, by their ids."""
     both = [float(answers[name]) - others[name] for name in answers if name in others]

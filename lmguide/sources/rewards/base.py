@@ -43,6 +43,7 @@ class Generation:
         device: Where scores live.
         total: Tokens the answer may have; `None` if nobody knows.
         drafts: Whether generated tokens may be taken back, which some caches must know beforehand.
+        ends: Tokens that end an answer of this call; `None` where only the model's generation configuration tells.
     """
 
     model: Any
@@ -53,6 +54,7 @@ class Generation:
     device: torch.device
     total: int | None
     drafts: bool = True
+    ends: tuple[int, ...] | None = None
 
 
 class TokenReward(Protocol):

@@ -1,7 +1,7 @@
 """The chance that a span keeps its budget with each next token, from a predictor of lengths.
 
-A predictor that reads hidden states gets those of a `Branch` of the guided model: behind a gate of newlines a line is
-read in one pass, whatever the loop does with its rows and drafts.
+A predictor of hidden states gets them from a `Branch`, of the guided model or of its own reader: behind a gate of
+newlines a line is read in one pass, whatever the loop does with its rows and drafts.
 """
 
 from __future__ import annotations

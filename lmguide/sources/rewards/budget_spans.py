@@ -36,6 +36,7 @@ class Spans:
     def __init__(self, context: WithinBudget, generation: Generation) -> None:
         eos = getattr(generation.model.generation_config, "eos_token_id", None)
         ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        ends = ends if generation.ends is None else list(generation.ends)
         self._stop: _Finder = _Ids([(token,) for token in ends])
         self._start = None if context.start is None else _finder("start", context.start, generation)
         self._end = self._stop if context.end is None else _finder("end", context.end, generation)
@@ -103,7 +104,7 @@ class _Ids:
 
     def completing(self, tokens: Sequence[int]) -> list[int]:
         shown = tuple(tokens)
-        return [s[-1] for s in self._sequences if shown[len(shown) - len(s) + 1 :] == s[:-1] or len(s) == 1]
+        return [s[-1] for s in self._sequences if shown[len(shown) - len(s) + 1 :] == s[:-1]]
 
     def lasts(self) -> set[int]:
         return {sequence[-1] for sequence in self._sequences}

@@ -11,6 +11,7 @@ import torch
 from lmguide.descriptions.topics import listed
 from lmguide.sources import caches
 from lmguide.sources.branch import Branch, forward, passes
+from lmguide.sources.ids import check_positions
 from lmguide.sources.rewards.english import entity_settled, leading_entity
 from lmguide.sources.rewards.questions import Questions, asked_about, resolved
 from lmguide.sources.rewards.spelling import ends_in_word, spelling
@@ -55,8 +56,8 @@ class VerdictReward:
         generation: The call.
 
     Raises:
-        ValueError: No tokenizer, an encoder-decoder, neither one topic nor one per prompt, or answers of the same
-            tokens.
+        ValueError: No tokenizer, an encoder-decoder, neither one topic nor one per prompt, answers of the same tokens,
+            or no positions left to look ahead.
     """
 
     def __init__(self, context: TopicVerdicts, generation: Generation) -> None:
@@ -84,6 +85,8 @@ class VerdictReward:
                 f"answers: expected texts of different tokens, got {self._answers!r}, which are the same to the asked "
                 "model. Write other words."
             )
+        most = (generation.total or 0) + context.look_ahead
+        check_positions(generation.model, generation.prompts, most, "look_ahead")
         self._spelling = spelling(generation.tokenizer, generation.vocab_size)
         self._before = [self._spelling.text(row)[-4:] for row in prompts]
         self._branch = Branch(generation.model, generation.prompts, generation.batch, record_past=generation.drafts)

@@ -331,6 +331,8 @@ def test_what_cannot_be_bound_is_refused() -> None:
     for answers, said in ((("w2", "unknown"), "same"), ((" ", "w3"), "at least one token")):
         with refused("answers", said):
             bind_token_reward(TopicVerdicts("w9", answers=answers), small())
+    with refused("look_ahead", "exceed"):
+        bind_token_reward(TopicVerdicts("w9", answers=("w2", "w3")), small(model=tiny("gpt2"), total=120))
     with refused("model", "encoder-decoder"):
         bind_token_reward(TopicVerdicts("w9"), small(model=tiny("t5")))
     for context in (TopicExamples("w9"), TopicTokens("w9"), TopicVerdicts("w9")):
