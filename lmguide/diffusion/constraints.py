@@ -78,6 +78,8 @@ def bound_spans(
     """
     if not spans:
         return []
+    if canvas.ids.device.type == "mps":
+        raise ValueError("constraint: expected a device with numbers of 64 bits, got mps. Run the model on the CPU.")
     tokenizer = denoiser.tokenizer if tokenizer is None else tokenizer
     if tokenizer is None:
         raise ValueError(

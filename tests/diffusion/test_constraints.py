@@ -123,6 +123,30 @@ def test_filters_cut_marginals(cut: dict[str, Any]) -> None:
     assert_drawn_from(rows, law_of_rows(left, logp.double(), free))
 
 
+@pytest.mark.parametrize("order", ["low_confidence", "dream:alg=maskgit_plus"])
+@pytest.mark.parametrize("how", [{"temperature": 0.6}, {"temperature": 0.6, "top_k": 2}, {"top_k": 2}])
+def test_confidence_is_a_marginal(how: dict[str, float], order: str) -> None:
+    """Of the guided law, or for orders that go by it, of the law after temperature and filters."""
+    ids, free = canvas_of(4, 5, 0), [None] * 3
+    generator = torch.Generator().manual_seed(0)
+    options: dict[str, Any] = {"max_new_tokens": 3, "steps": 1, "order": order, "generator": generator, **how}
+    output = run("llada", ids, Regex(PATTERN), **options)
+    every = all_answers(PATTERN, 3, free)
+    for row in range(4):
+        canvas = torch.cat([ids[row], torch.full((3,), MASK)])
+        logp = denoiser_of("llada")(canvas[None]).detach()[0, 5:].log_softmax(-1).double()
+        warm = logp / how.get("temperature", 1.0)
+        if "top_k" in how:
+            kept = constrained.marginals(law_of_rows(every, warm, free), 3).topk(2).indices
+            warm = torch.full_like(warm, -torch.inf).scatter(1, kept, warm.gather(1, kept))
+        law = law_of_rows(every, warm if order.startswith("dream") else logp, free)
+        shares = constrained.marginals(law, 3)
+        tokens = output.sequences[row, 5:]
+        written = output.commit_step[row] >= 0
+        wanted = shares.gather(1, tokens[:, None])[:, 0].float()
+        torch.testing.assert_close(output.confidences[row][written], wanted[written], atol=1e-5, rtol=1e-4)
+
+
 def test_a_row_that_filters_leave_nothing_does_without() -> None:
     """The likeliest tokens of each position, each by itself, are no answer together."""
     model = denoiser_of("llada").model
