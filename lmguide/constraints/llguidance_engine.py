@@ -15,8 +15,7 @@ from lmguide.constraints.base import Constraint, ConstraintError
 from lmguide.constraints.descriptions import Grammar, JSONSchema
 from lmguide.constraints.extras import grammar_extra
 from lmguide.constraints.json_schema import check_finite, refusal
-from lmguide.constraints.lark_text import outline
-from lmguide.constraints.lowering import leaves, lower
+from lmguide.constraints.lowering import leaves, lower, read_grammar
 from lmguide.constraints.spelling import check_forced, check_spelling, check_start, may_end
 from lmguide.constraints.vocabulary import Vocabulary, bytes_vocabulary
 
@@ -62,8 +61,10 @@ class LLGuidanceCompiled:
         matcher = _matcher(lowered.lark, vocabulary)
         if matcher.is_error():
             raise ValueError(_blame(constraint, vocabulary) or f"constraint: {_position(matcher)}")
-        if any(isinstance(leaf, Grammar) for leaf in leaves(constraint)):
-            _check_grammar(lowered.lark)
+        parts = leaves(constraint)
+        grammars = [read_grammar(part)[1] for part in parts if isinstance(part, Grammar)]
+        if grammars or (lowered.tree is None and len(parts) > 1):
+            _check_lexing(lowered.lark, any(grammar.excludes for grammar in grammars))
         self._start = LLGuidanceMatcher(matcher, vocabulary)
         check_start(self._start, vocabulary)
 
@@ -72,15 +73,15 @@ class LLGuidanceCompiled:
         return self._start.copy()
 
 
-def _check_grammar(lark: str) -> None:
-    """Refuse a grammar of a user's on which the engine would loop, or that no text meets; asked of it byte by byte."""
+def _check_lexing(lark: str, excludes: bool) -> None:
+    """Refuse terminals on which the engine would loop, and if they exclude texts, all of them; asked byte by byte."""
     vocabulary = bytes_vocabulary()
     matcher = _matcher(lark, vocabulary, forcing=False)
     if matcher.is_error():  # it names special tokens
         return
     start = LLGuidanceMatcher(matcher, vocabulary)
     check_forced(start.copy(), vocabulary)
-    if outline(lark).excludes and not may_end(start, vocabulary):
+    if excludes and not may_end(start, vocabulary):
         raise ValueError("constraint: expected a grammar that some text meets, got one that none does. Mend it.")
 
 
@@ -202,4 +203,7 @@ def fill_llguidance(rows: Sequence[tuple[int, LLGuidanceMatcher]], out: NDArray[
 
 
 def _reason(matcher: Any) -> str:
-    return str(matcher.get_error()).partition("\n")[0]
+    """The first line of the engine's message, and of what it says of a regular expression."""
+    first, *lines = str(matcher.get_error()).splitlines()
+    inner = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), "")
+    return f"{first} {inner}".rstrip()

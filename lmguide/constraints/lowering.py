@@ -67,7 +67,7 @@ def lower(constraint: Constraint, vocabulary: Vocabulary | None = None) -> Lower
     lowering = _Lowering({} if vocabulary is None else vocabulary.specials)
     kind = core(constraint)
     if isinstance(kind, Grammar):
-        return Lowered(_read_grammar(kind)[0], None)
+        return Lowered(read_grammar(kind)[0], None)
     lines = [f"start: {lowering.expression(kind)}", *lowering.rules]
     return Lowered("\n".join(lines) + "\n", regular(kind))
 
@@ -132,7 +132,7 @@ class _Lowering:
         if isinstance(constraint, JSONSchema):
             return self._rule(f": %json {llguidance_schema(str(constraint.schema), constraint.whitespace)}")
         if isinstance(constraint, Grammar):
-            return self._rule(f": %lark {{\n{_read_grammar(constraint)[0]}\n}}")
+            return self._rule(f": %lark {{\n{read_grammar(constraint)[0]}\n}}")
         if isinstance(constraint, FreeText):
             return self._free(str(constraint.until))
         raise TypeError(
@@ -172,7 +172,7 @@ class _Lowering:
         """Refuse alternatives that the engine would not tell apart where a text is ignored in one of them alone."""
         for part in union.parts:
             for leaf in leaves(part):
-                if isinstance(leaf, Grammar) and _read_grammar(leaf)[1].ignores:
+                if isinstance(leaf, Grammar) and read_grammar(leaf)[1].ignores:
                     raise ValueError(
                         "constraint: expected alternatives without %ignore, got a grammar with it beside others. "
                         "Write the alternatives into one grammar."
@@ -189,7 +189,7 @@ class _Lowering:
         return name
 
 
-def _read_grammar(grammar: Grammar) -> tuple[str, Outline]:
+def read_grammar(grammar: Grammar) -> tuple[str, Outline]:
     """A grammar in Lark's syntax, GBNF converted, and what it defines.
 
     Raises:

@@ -63,7 +63,7 @@ def apply_bits(scores: Tensor, bits: NDArray[np.int32], constrained: NDArray[np.
         _apply_by_shift(scores[:, :covered], bits, rows)
         return scores
     used = bits[:, : -(-covered // 32)] != 0
-    sparse = (used.sum(axis=1) <= used.shape[1] * _SPARSE_WORDS) & (scores.stride(1) == 1)
+    sparse = (np.array([*map(np.count_nonzero, used)]) <= used.shape[1] * _SPARSE_WORDS) & (scores.stride(1) == 1)
     _apply_sparse(scores[:, :covered], bits, rows[sparse[rows]], used)
     _apply_dense(scores[:, :covered], bits, rows[~sparse[rows]])
     return scores
@@ -74,7 +74,7 @@ def _apply_sparse(scores: Tensor, bits: NDArray[np.int32], rows: NDArray[np.intp
     if not len(rows):
         return
     width, stride = scores.shape[1], scores.stride(0)
-    row, word = np.nonzero(used[rows])
+    row, word = np.divmod(np.flatnonzero(used[rows]), used.shape[1])  # several times as fast as np.nonzero
     row = rows[row]
     bit = np.flatnonzero(np.unpackbits(bits[row, word].view(np.uint8), bitorder="little").view(np.bool_))
     token = word[bit >> 5] * 32 + (bit & 31)
@@ -119,7 +119,7 @@ def _apply_by_shift(scores: Tensor, bits: NDArray[np.int32], rows: NDArray[np.in
     """Unpack where the scores are."""
     packed = torch.from_numpy(bits).to(scores.device, non_blocking=True)
     shifts = torch.arange(32, dtype=torch.int32, device=scores.device)
-    banned = ((packed[:, :, None] >> shifts) & 1).logical_not_().flatten(1)[:, : scores.shape[1]]
+    banned = ((packed[:, :, None] >> shifts) & 1).eq(0).flatten(1)[:, : scores.shape[1]]
     if len(rows) < len(scores):
         constrained = torch.zeros(len(scores), dtype=torch.bool)
         constrained[torch.from_numpy(rows)] = True

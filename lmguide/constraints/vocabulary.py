@@ -136,8 +136,8 @@ class Vocabulary:
 
     @cached_property
     def missing_bytes(self) -> frozenset[int]:
-        """Bytes that no token is by itself; if there are none, every text can be written."""
-        return frozenset(range(256)) - {token[0] for token in self.tokens if len(token) == 1}
+        """Bytes of UTF-8 that no token is by itself; if there are none, every text can be written."""
+        return _UTF8 - {token[0] for token in self.tokens if len(token) == 1}
 
     @cached_property
     def alphabet(self) -> frozenset[int]:
@@ -223,6 +223,9 @@ class Vocabulary:
             place += len(self.tokens[token])
         return found
 
+
+_UTF8 = frozenset(range(0xF5)) - {0xC0, 0xC1}
+"""Bytes that occur in texts."""
 
 _SAMPLES = ("a", " a", "a b", '{"name": 1.5}', "\n  é")
 """Texts on which another reading of a tokenizer is tried."""

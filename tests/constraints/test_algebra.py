@@ -213,6 +213,10 @@ def test_a_budget_without_trigger_ends_the_text() -> None:
 REFUSED: dict[str, tuple[Callable[[], Constraint], str]] = {
     "nothing can follow": (lambda: Regex("(?s).*") + BOOLEAN, "a part that ends before JSONSchema"),
     "nothing can follow free text": (lambda: FreeText() + NESTED, "a part that ends before Grammar"),
+    "what begins a document is taken": (
+        lambda: Regex("t+") + JSONSchema({"const": True}),
+        "terminals take the longest",
+    ),
     "alternatives that ignore": (lambda: "a" | Grammar('%ignore " "\nstart: "b" "c"'), "alternatives without %ignore"),
     "a budget within": (
         lambda: repeat(FreeText("x", max_tokens=3)),

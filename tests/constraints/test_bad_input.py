@@ -72,6 +72,7 @@ def test_unknown_words_are_answered_with_the_nearest() -> None:
 
 COMPILED: dict[str, tuple[str | Constraint, str | None, str]] = {
     "an unknown rule": (Grammar('start: "a" foo'), None, r"text: .*line 1, column 8.*\"foo\""),
+    "lookahead in a grammar": (Grammar("start: /a(?=b)/"), None, "text: .*line 1, column 8: .*look-around"),
     "an open string": (Grammar('start: "a'), None, "text: .*line 1"),
     "no start": (Grammar('first: "a"'), None, "text: .*no start rule"),
     "a grammar within": ("x" + Grammar('start: "b"\n  | bar'), None, r"text: .*line 1.*\"bar\""),

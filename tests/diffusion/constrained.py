@@ -84,8 +84,8 @@ def completable(dfa: TokenDfa, row: Iterable[int]) -> bool:
 
 
 def all_answers(pattern: str, columns: int, standing: Sequence[int | None]) -> list[Row]:
-    """Every allowed answer of so many columns that has what stands."""
-    usable = [token for token in range(4, 4 + len(TEXT)) if re.search(f"[{pattern}]", TEXT[token - 4])]
+    """Every allowed answer of so many columns that has what stands; the pattern names its characters one by one."""
+    usable = [token for token in range(4, 4 + len(TEXT)) if set(TEXT[token - 4]) <= set(pattern)]
     pools = [[token] if token is not None else [*usable, END, PAD] for token in standing]
     found = []
     for row in itertools.product(*pools[:columns]):

@@ -96,7 +96,7 @@ class Rows:
         found, states = self._path(behind, tops)
         there = behind[:-1].gather(2, states[:-1, :, None])[:, :, 0]
         least = mass.amax(2) + behind[1:].amax(2) - _RANGE
-        if True:
+        if bool(((there >= least) | ~self._inside()).all()):
             return found
         (behind,) = self.chain.sums([way], in_logs=True)
         return self._path(behind, tops)[0]

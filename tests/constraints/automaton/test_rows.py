@@ -246,6 +246,7 @@ def test_doubles_lose_nothing_that_counts() -> None:
     total = rows.marginals(the.mass).total
     torch.testing.assert_close(float(total[0]), -900.0 - 1.0 + float(np.log(4)))
     paths = rows.draw(the.mass, the.tops)
+    assert bool(paths.possible.all())
     assert chain.dfa.accepts(tokens_of(the, paths, the.laws)[:, 0].tolist())
 
 
