@@ -142,7 +142,7 @@ class Bench:
         guide: dict[str, Any] = {"guide": self.guide, "code": CODES[0], "codes": CODES}
         paper: dict[str, Any] = {"form": "normalized", "omega": 30.0}
         return {
-            "base and guide apart": self.apart(batch, quick=True),
+            "model and guide apart": self.apart(batch, quick=True),
             "the same, transformers' own products": self.apart(batch, quick=False),
             "unguided": self.generating(prompt),
             "GeDi": self.generating(prompt, lg.GeDi(**guide)),

@@ -84,7 +84,7 @@ def test_outside_imports_are_declared() -> None:
 
 
 def test_files_are_short() -> None:
-    files = [file for folder in ("lmguide", "tests", "scripts") for file in (ROOT / folder).rglob("*.py")]
+    files = [file for folder in ("lmguide", "tests", "scripts", "examples") for file in (ROOT / folder).rglob("*.py")]
     lengths = {str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines()) for file in files}
     assert {file: length for file, length in lengths.items() if length > LONGEST_FILE} == {}, "one file, one thing"
 

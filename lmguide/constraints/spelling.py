@@ -86,9 +86,9 @@ def may_end(matcher: Matcher, vocabulary: Vocabulary) -> bool:
 
 
 def check_forced(start: Matcher, vocabulary: Vocabulary) -> None:
-    """Refuse a grammar that forces text without end: an engine would follow it for ever.
+    """Refuse a constraint that forces text without end: an engine would follow it for ever.
 
-    Looked for at the beginning, and along texts drawn at random. So a rare place deep in a grammar may be missed.
+    Looked for at the beginning, and along texts drawn at random. So a rare place deep in it may be missed.
 
     Raises:
         ValueError: Such a place is found.
@@ -106,8 +106,8 @@ def check_forced(start: Matcher, vocabulary: Vocabulary) -> None:
         choices += len(allowed) > 1 or matcher.finished()
         if run == _MOST_FORCED:
             raise ValueError(
-                "constraint: expected a grammar whose texts end, got one in which a terminal takes all that could end "
-                "it: terminals take the longest text they can. Let the terminal exclude what follows it."
+                "constraint: expected texts that end, got a part that takes all that could end it: patterns and "
+                "terminals take the longest text they can. Let it exclude what follows it."
             )
         if matcher.finished():
             matcher, run = start.copy(), 0

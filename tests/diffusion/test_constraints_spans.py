@@ -41,7 +41,7 @@ class GivenLaw:
         return self.laws[rows, columns].clone(), None
 
     def chunks(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
-        return positions.split(3)
+        return torch.split(positions, 3)
 
 
 def canvas(rows: int = 2) -> Canvas:
