@@ -36,6 +36,7 @@ from lmguide.diffusion.orders import (
     ThresholdOrder,
 )
 from lmguide.diffusion.output import DiffusionOutput
+from lmguide.diffusion.spans import Span
 
 __all__ = [
     "CORRECTORS",
@@ -63,6 +64,7 @@ __all__ = [
     "ReMDMConf",
     "ReMDMLoop",
     "ReMDMRescale",
+    "Span",
     "Stats",
     "ThresholdOrder",
     "TokenEditing",

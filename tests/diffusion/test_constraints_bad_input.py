@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 import lmguide as lg
 from lmguide.constraints import Choice, FreeText, Grammar, JSONSchema, Regex, Triggered
+from lmguide.diffusion.constraints import bound_spans
 from lmguide.diffusion.spans import Span
 from tests.denoisers.models import MASK, canvas_of, denoiser_of, model_of
 from tests.diffusion.constrained import TEXT, run, tokenizer
@@ -93,6 +96,12 @@ def test_two_constraints() -> None:
 def test_a_constraint_needs_a_tokenizer() -> None:
     with refused("constraint", "expected a tokenizer"):
         run("llada", canvas_of(1, 5, 0), Regex("1"), tokenizer=None)
+
+
+def test_devices_without_doubles() -> None:
+    canvas: Any = SimpleNamespace(ids=SimpleNamespace(device=torch.device("mps")))
+    with refused("constraint", "got mps"):
+        bound_spans([Span(0, 5, 9, Regex("1"))], canvas, denoiser_of("llada"), tokenizer(), (), (), ())
 
 
 def test_edits_do_not_go_with_constraints() -> None:
