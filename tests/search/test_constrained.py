@@ -125,7 +125,7 @@ def test_a_mask_alone_gives_another_law_and_the_others_the_right_one(seed: int) 
     for sampling in ("asap", "rejection"):
         found = run("five", sampling, seed, samples=900, max_rounds=2700)
         assert distance(found, expected) < 0.08, sampling
-        assert found.forwards == 6 * found.rounds
+        assert found.rounds < found.forwards <= 6 * found.rounds  # a round ends when its last text has fallen
 
 
 @pytest.mark.parametrize(
