@@ -9,7 +9,6 @@ import ast
 import graphlib
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+from tests.programs import program
 
 # From the ground up. A module may import what stands in the rows above its own, nothing of its own row or below.
 LAYERS: dict[str, tuple[str, ...]] = {
@@ -99,7 +100,7 @@ before = set(sys.modules)
 import lmguide
 print(json.dumps(sorted(set(sys.modules) - before)))
 """
-    result = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    result = program([sys.executable, "-W", "error", "-c", code], cwd=ROOT)
     assert result.returncode == 0, result.stderr
     loaded = json.loads(result.stdout)
     assert "lmguide" in loaded

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 import lmguide
 from lmguide.cli import main
 from lmguide.report import render
+from tests.programs import program
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,7 +92,7 @@ def test_a_browser_shows_the_tokens(tales: tuple[PreTrainedModel, PreTrainedToke
     guided = lmguide.guide(model, lmguide.parse_guidance(GATED), tokenizer=tokenizer)
     (records,) = lmguide.trace(guided, **tokenizer(PROMPT, return_tensors="pt"), max_new_tokens=20).rows
     command = [str(BROWSER), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120).stdout
+    dom = program(command, cwd=tmp_path, patience=120).stdout
     answer = dom.partition('<div class="answer">')[2]
     assert answer.count('class="tok') == 20 + 2  # and two in the legend
     assert answer.count('class="card"') == 20

@@ -11,6 +11,7 @@ import pytest
 
 import lmguide
 from lmguide.cli import main
+from tests.programs import program
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ("demo", "generate", "inspect", "calibrate")
@@ -100,7 +101,7 @@ def test_debug_shows_where_an_error_comes_from() -> None:
 
 def test_program_writes_the_answer_to_stdout_and_nothing_else() -> None:
     words = [*TALES, "--prompt", "A tale of the sea:", "--max-new-tokens", "4", "--json"]
-    result = subprocess.run([*PROGRAM, *words], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    result = program([*PROGRAM, *words], cwd=ROOT)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith('{"prompt": "A tale of the sea:", ')
     assert result.stdout.count("\n") == 1

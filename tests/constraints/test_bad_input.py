@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from lmguide.constraints import (
 )
 from lmguide.constraints.lark_text import check_lark, outline
 from tests.constraints.walks import byte_vocabulary, takes
+from tests.programs import program
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,5 +146,5 @@ try:
 except ImportError as error:
     print(error)
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = program([sys.executable, "-c", code], cwd=Path.cwd())
     assert found.stdout == "constraints need llguidance, which is not installed. Run: pip install lmguide[grammar]\n"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +14,7 @@ from safetensors.torch import load_file
 
 from lmguide.training.guides.loop import start
 from lmguide.training.guides.run import CHECKPOINT, SUMMARY, UNFINISHED, Plan, Run
+from tests.programs import processes
 from tests.training.guides import gedi, prefix, rows, run, write
 
 if TYPE_CHECKING:
@@ -255,9 +253,7 @@ def test_two_processes_train_what_one_does(kind: str, settings: dict[str, float]
     words = ["train", kind, "--data", data, "--label-field", "mood", "--base", files.llama, "--cpu", "--out", "two"]
     words += ["--batch-size", "2", "--max-length", "48"]
     words += [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lmguide"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = processes(2, ["lmguide", *words], cwd=tmp_path, environment={"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Saved in two") == 1
     histories = [json.loads((tmp_path / out / SUMMARY).read_text())["history"] for out in ("one", "two")]
