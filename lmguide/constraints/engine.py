@@ -89,11 +89,7 @@ def compile(constraint: Constraint | str, vocabulary: Vocabulary, backend: str |
         (True, True, False)
     """
     constraint = as_constraint(constraint)
-    name = BACKENDS[0] if backend is None else backend
-    if name not in BACKENDS:
-        raise ValueError(
-            f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}. {did_you_mean(backend, BACKENDS)}"
-        )
+    name = check_backend(backend)
     key = (constraint, vocabulary, name)
     with _lock:
         if key in _compiled:
@@ -106,6 +102,19 @@ def compile(constraint: Constraint | str, vocabulary: Vocabulary, backend: str |
         while len(_compiled) > _MOST_COMPILED:
             _compiled.popitem(last=False)
     return made
+
+
+def check_backend(backend: str | None) -> str:
+    """The name of an engine; `None` is the default.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(
+            f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}. {did_you_mean(backend, BACKENDS)}"
+        )
+    return backend or BACKENDS[0]
 
 
 def fill_batch(matchers: Sequence[Matcher | None], out: NDArray[np.int32]) -> None:

@@ -20,6 +20,7 @@ from lmguide.constraints.masks import apply_bits
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from lmguide.constraints.engine import Compiled, Matcher
@@ -107,7 +108,7 @@ class ConstraintState:
         self._closing = None if close_within is None else Closing(vocabulary)
         ends = frozenset(vocabulary.eos)
         self.rows = [Row(each, ends) for each in compiled]
-        self._seen: Tensor | None = None
+        self._seen: NDArray[np.int64] | None = None
         self._bits = np.zeros((len(compiled), vocabulary.words), dtype=np.int32)
 
     def at(self, generated: Tensor) -> Callable[[Tensor], Tensor]:
@@ -137,14 +138,15 @@ class ConstraintState:
 
     def follow(self, generated: Tensor) -> None:
         """Turn to rows with these answers so far, `[B, G]`."""
-        seen, self._seen = self._seen, generated
-        if seen is None and not generated.shape[1]:
+        tokens = generated.numpy(force=True)  # bytes are compared several times as fast as small tensors
+        seen, self._seen = self._seen, tokens
+        if seen is None and not tokens.shape[1]:
             return
-        if seen is not None and generated.shape[1] == seen.shape[1] + 1 and torch.equal(generated[:, :-1], seen):
-            for row, token in zip(self.rows, generated[:, -1].tolist(), strict=True):
+        if seen is not None and tokens.shape[1] == seen.shape[1] + 1 and tokens[:, :-1].tobytes() == seen.tobytes():
+            for row, token in zip(self.rows, tokens[:, -1].tolist(), strict=True):
                 row.extend((token,))
-        elif seen is None or generated.shape != seen.shape or not torch.equal(generated, seen):
-            self.rows = _moved(self.rows, generated.tolist())
+        elif seen is None or tokens.shape != seen.shape or tokens.tobytes() != seen.tobytes():
+            self.rows = _moved(self.rows, tokens.tolist())
 
     def forced(self, generated: Tensor, row: int = 0) -> list[int]:
         """Tokens that must follow in a row; none if there is a choice."""
@@ -174,7 +176,8 @@ class ConstraintState:
             left = self.close_within - len(row.tokens) - 1
             kept = [row.way[0]]
             if left > len(row.way):
-                for token in scores[index].topk(min(LIKELIEST, scores.shape[1])).indices.tolist():
+                likeliest = scores[index].topk(min(LIKELIEST, scores.shape[1]))
+                for token in likeliest.indices[likeliest.values > -torch.inf].tolist():
                     after = row.matcher.copy()
                     ends = token in self.vocabulary.eos and row.matcher.accepting()
                     if ends or (after.accept(token) and self._closing.way(after, left)):

@@ -46,7 +46,7 @@ def compiled(plan: Plan, config: GenerationConfig) -> tuple[tuple[Compiled | Non
     size = plan.model.config.get_text_config(decoder=True).vocab_size
     vocabulary = Vocabulary.of_tokenizer(plan.tokenizer, size, ends)
     given = plan.constraint if isinstance(plan.constraint, tuple) else (plan.constraint,)
-    return tuple(None if each is None else compile(each, vocabulary) for each in given), vocabulary
+    return tuple(None if each is None else compile(each, vocabulary, plan.backend) for each in given), vocabulary
 
 
 def end_tokens(config: GenerationConfig) -> tuple[int, ...]:

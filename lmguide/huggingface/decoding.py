@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lmguide.constraints.engine import check_backend
 from lmguide.constraints.mixed import divided
 from lmguide.huggingface.run import Stats
 from lmguide.huggingface.view import for_call, guide
@@ -30,7 +31,8 @@ class decoding:  # noqa: N801 - reads as a function where it is used, and keeps 
 
     Args:
         guidance: A method or several, and at most one constraint.
-        tokenizer: The model's tokenizer, where a method is given text or messages.
+        tokenizer: The model's tokenizer, for a constraint and where a method is given text or messages.
+        backend: The engine that a constraint runs on, as in `lmguide.guide`.
 
     Attributes:
         stats: What the last finished call did.
@@ -50,10 +52,14 @@ class decoding:  # noqa: N801 - reads as a function where it is used, and keeps 
         self,
         guidance: Guidance | Constraint | Sequence[Guidance | Constraint],
         tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        backend: str | None = None,
     ) -> None:
         divided(guidance)  # refuses what is none
+        check_backend(backend)
         self.guidance = guidance
         self.tokenizer = tokenizer
+        self.backend = backend
         self.stats = Stats()
 
     def __call__(
@@ -75,7 +81,7 @@ class decoding:  # noqa: N801 - reads as a function where it is used, and keeps 
             raise ValueError(
                 "guidance_scale: given to generate() it would guide a second time. Give it to the method instead."
             )
-        view = guide(model, self.guidance, self.tokenizer)
+        view = guide(model, self.guidance, self.tokenizer, backend=self.backend)
         call = for_call(view, negative_prompt=negative_prompt)
         loop: Any = call._beam_search if generation_config.num_beams > 1 else call._sample
         result = loop(

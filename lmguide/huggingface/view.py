@@ -17,6 +17,7 @@ import torch
 from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel
 
 from lmguide.constraints.base import Constraint  # noqa: TC001 - likewise
+from lmguide.constraints.engine import check_backend
 from lmguide.constraints.mixed import divided
 from lmguide.guidance import Guidance, with_scale
 from lmguide.huggingface import refusals
@@ -45,12 +46,13 @@ _Model: Any = GenerationMixin
 
 @dataclass(frozen=True)
 class Plan:
-    """What a view does: model, methods and tokenizer, one constraint or one a prompt, and whether to close in time."""
+    """What a view does: model, methods and tokenizer; constraints, their engine, and whether to close in time."""
 
     model: PreTrainedModel
     methods: tuple[Guidance, ...]
     tokenizer: PreTrainedTokenizerBase | None
     constraint: Constraint | tuple[Constraint | None, ...] | None = None
+    backend: str | None = None
     close: bool = False
 
 
@@ -216,6 +218,8 @@ def guide(
     model: PreTrainedModel,
     guidance: Guidance | Constraint | Sequence[Guidance | Constraint],
     tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    backend: str | None = None,
 ) -> GuidedModel:
     """A view of a model whose `generate()` is guided; the model itself is not touched.
 
@@ -230,6 +234,7 @@ def guide(
             `JSONSchema(...)`, which the guided answer then keeps to.
         tokenizer: The model's tokenizer; needed for a constraint and where a method is given text or messages, and it
             gives chat models their default negative prompt.
+        backend: The engine that constraints run on: `"llguidance"`, the default, or `"xgrammar"`.
 
     Returns:
         The view: `isinstance(view, type(model))`. A plain `view(input_ids)` is unguided.
@@ -248,11 +253,12 @@ def guide(
         True
     """
     methods, constraint = divided(guidance)
+    check_backend(backend)
     model = refusals.check_model(model)
     kind: Any = type(model)
     view: GuidedModel = object.__new__(_view_class(kind))
     view.__dict__.update(model.__dict__)
-    view._plan = Plan(model, methods, tokenizer, constraint)
+    view._plan = Plan(model, methods, tokenizer, constraint, backend)
     view._run = None
     view._recorder = None
     view.stats = Stats()

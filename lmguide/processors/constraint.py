@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from transformers import LogitsProcessor
 
 from lmguide.constraints.base import Constraint, as_constraint
-from lmguide.constraints.engine import compile
+from lmguide.constraints.engine import check_backend, compile
 from lmguide.constraints.states import ConstraintState
 from lmguide.constraints.vocabulary import Vocabulary
 from lmguide.processors.prefix import step_from
@@ -36,6 +36,7 @@ class ConstraintLogitsProcessor(LogitsProcessor):
         tokenizer: The model's tokenizer.
         eos_token_id: What ends an answer, one or several; `None` is the tokenizer's own. What `generate()` ends with
             must be among them.
+        backend: The engine: `"llguidance"`, the default, or `"xgrammar"`.
 
     Raises:
         ValueError: A constraint that cannot be met with the vocabulary; at the first step, when its width is known.
@@ -59,10 +60,13 @@ class ConstraintLogitsProcessor(LogitsProcessor):
         tokenizer: PreTrainedTokenizerBase,
         *,
         eos_token_id: int | Iterable[int] | None = None,
+        backend: str | None = None,
     ) -> None:
+        check_backend(backend)
         self.constraint = as_constraint(constraint)
         self.tokenizer = tokenizer
         self.eos_token_id = eos_token_id
+        self.backend = backend
         self.reset()
 
     def reset(self) -> None:
@@ -74,7 +78,8 @@ class ConstraintLogitsProcessor(LogitsProcessor):
         """The scores `[B, V]`, minus infinity where a token may not follow."""
         if step_from(self._prompt, self._seen, input_ids) is None:
             vocabulary = Vocabulary.of_tokenizer(self.tokenizer, scores.shape[-1], self.eos_token_id)
-            self._state = ConstraintState([compile(self.constraint, vocabulary)] * len(input_ids), vocabulary)
+            compiled = compile(self.constraint, vocabulary, self.backend)
+            self._state = ConstraintState([compiled] * len(input_ids), vocabulary)
             self._prompt = input_ids
         self._seen = input_ids
         assert self._prompt is not None

@@ -13,8 +13,10 @@ import transformers
 
 import lmguide as lg
 from lmguide.constraints.engine import compile
+from lmguide.constraints.llguidance_engine import LLGuidanceMatcher
 from lmguide.constraints.states import ConstraintState
 from lmguide.constraints.vocabulary import Vocabulary
+from lmguide.constraints.xgrammar_engine import XGrammarMatcher
 from lmguide.huggingface.constrained import told
 from tests.families import ENCODER_DECODERS, FAMILIES, STATEFUL, made, padded, tokens
 from tests.huggingface.reference import First, cfg_law
@@ -195,6 +197,38 @@ def test_a_cut_off_answer_is_told() -> None:
     with pytest.warns(UserWarning, match="2 of 2 answers stop before they are complete. Raise max_new_tokens."):
         guided.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False)
     assert guided.stats.truncated == 2
+
+
+def test_the_engine_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Either gives the answers of the reference; here, that each is really the one that runs."""
+    _, ids, mask = batch("llama", (9, 6))
+    arguments: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 24, "do_sample": False}
+    constraint = lg.JSONSchema({"enum": ["north", "east"]})
+    calls: list[str] = []
+    for name, kind in (("llguidance", LLGuidanceMatcher), ("xgrammar", XGrammarMatcher)):
+
+        def accept(*arguments: Any, name: str = name, own: Any = kind.accept) -> bool:
+            calls.append(name)
+            return bool(own(*arguments))
+
+        monkeypatch.setattr(kind, "accept", accept)
+    for backend in (None, "llguidance", "xgrammar"):
+        processor = lg.ConstraintLogitsProcessor(constraint, tokenizer(), backend=backend)
+        door = lg.decoding(constraint, tokenizer(), backend=backend)
+        for run in (
+            lambda backend=backend: lg.guide(model("llama"), constraint, tokenizer(), backend=backend).generate(
+                ids, **arguments
+            ),
+            lambda door=door: model("llama").generate(ids, custom_generate=door, **arguments),
+            lambda processor=processor: model("llama").generate(ids, logits_processor=[processor], **arguments),
+        ):
+            calls.clear()
+            texts = tokenizer().batch_decode(run()[:, ids.shape[1] :], skip_special_tokens=True)
+            assert set(texts) <= {'"north"', '"east"'}
+            assert set(calls) == {backend or "llguidance"}
+    for refuse in (lg.guide, lambda model, *rest, **more: lg.decoding(*rest, **more)):
+        with pytest.raises(ValueError, match="backend: expected one of llguidance, xgrammar, got 'xgramar'"):
+            refuse(model("llama"), constraint, tokenizer(), backend="xgramar")
 
 
 def test_the_other_door() -> None:
