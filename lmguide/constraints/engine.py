@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from lmguide.constraints.base import Constraint, ConstraintError, as_constraint
 from lmguide.constraints.budget import with_budget
+from lmguide.constraints.ccfg.description import CCFG
+from lmguide.constraints.ccfg.engine import CCFGCompiled
 from lmguide.constraints.llguidance_engine import LLGuidanceCompiled, LLGuidanceMatcher, fill_llguidance
 from lmguide.constraints.xgrammar_engine import XGrammarCompiled, XGrammarMatcher, fill_xgrammar
 from lmguide.serialization import did_you_mean
@@ -96,7 +98,10 @@ def compile(constraint: Constraint | str, vocabulary: Vocabulary, backend: str |
             _compiled.move_to_end(key)
             return _compiled[key]
     engine = XGrammarCompiled if name == "xgrammar" else LLGuidanceCompiled
-    made = with_budget(constraint, engine(constraint, vocabulary), vocabulary)
+    if isinstance(constraint, CCFG) and constraint.grammar() is constraint and name == "llguidance":
+        made: Compiled = CCFGCompiled(constraint.recogniser, vocabulary)
+    else:
+        made = with_budget(constraint, engine(constraint, vocabulary), vocabulary)
     with _lock:
         _compiled[key] = made
         while len(_compiled) > _MOST_COMPILED:

@@ -7,10 +7,12 @@ else becomes a rule of its own with a name that nothing else has; grammars of us
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from lmguide.constraints.base import Constraint, Literal, Repeat, Sequence, Union
+from lmguide.constraints.ccfg.description import CCFG
 from lmguide.constraints.descriptions import Choice, FreeText, Grammar, JSONSchema, Regex
 from lmguide.constraints.extras import grammar_extra
 from lmguide.constraints.json_schema import llguidance_schema
@@ -135,6 +137,11 @@ class _Lowering:
             return self._rule(f": %lark {{\n{read_grammar(constraint)[0]}\n}}")
         if isinstance(constraint, FreeText):
             return self._free(str(constraint.until))
+        if isinstance(constraint, CCFG):
+            raise ValueError(
+                "constraint: expected parts that llguidance reads, got a CCFG that does not fit into its rules: "
+                f"{constraint.lowered}. Let it be the whole answer."
+            )
         raise TypeError(
             f"constraint: expected one that lowers to a grammar, got {type(constraint).__name__}. "
             "Give it a grammar() of those that do."
@@ -189,6 +196,7 @@ class _Lowering:
         return name
 
 
+@lru_cache(maxsize=64)
 def read_grammar(grammar: Grammar) -> tuple[str, Outline]:
     """A grammar in Lark's syntax, GBNF converted, and what it defines.
 

@@ -271,7 +271,10 @@ def _encoder(tokenizer: Any) -> Callable[[str], Sequence[int]]:
     """How a tokenizer cuts a text that stands behind another, where a beginning would add a space."""
 
     def cut(text: str) -> list[int]:
-        found: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        try:
+            found: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        except Exception:  # what tokenizers raises where a word is unknown and no token stands for such words
+            return []
         return found
 
     anchors = [(anchor, cut(anchor)) for anchor in _ANCHORS]

@@ -51,12 +51,12 @@ class XGrammarCompiled:
                 self._compiled = compiler.compile_grammar(f"root ::= {ebnf(tree)}")
             elif isinstance(kind, JSONSchema):
                 self._compiled = _schema(compiler, kind)
-            elif isinstance(kind, Grammar):
+            elif isinstance(kind, Grammar) and kind is constraint:  # other kinds lower to llguidance's own dialect
                 self._compiled = _grammar(compiler, str(kind.text))
             else:
                 raise ValueError(
-                    f"backend: expected a pattern, a schema or a grammar for xgrammar, got {type(kind).__name__}. "
-                    "Use backend='llguidance'."
+                    "backend: expected a pattern, a schema or a grammar for xgrammar, got "
+                    f"{type(constraint).__name__}. Use backend='llguidance'."
                 )
         except RuntimeError as error:
             raise ValueError(

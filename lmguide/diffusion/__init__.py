@@ -37,6 +37,9 @@ from lmguide.diffusion.orders import (
 )
 from lmguide.diffusion.output import DiffusionOutput
 from lmguide.diffusion.spans import Span
+from lmguide.diffusion.template_gemma import TemplateLogitsProcessor
+from lmguide.diffusion.templates import Field, Filled, Template
+from lmguide.diffusion.verified import Verification
 
 __all__ = [
     "CORRECTORS",
@@ -53,6 +56,8 @@ __all__ = [
     "EntropyOrder",
     "FactorOrder",
     "Family",
+    "Field",
+    "Filled",
     "FixedOrder",
     "Likelihood",
     "LowConfidenceOrder",
@@ -66,8 +71,11 @@ __all__ = [
     "ReMDMRescale",
     "Span",
     "Stats",
+    "Template",
+    "TemplateLogitsProcessor",
     "ThresholdOrder",
     "TokenEditing",
+    "Verification",
     "check_rotary",
     "family_of",
     "generate",

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from lmguide.constraints import Constraint, FreeText, Repeat, Triggered, Union, Vocabulary, parse_constraint
 from lmguide.constraints import Sequence as InSequence
-from lmguide.diffusion.spans import Span, SpanGroup, group_spans
+from lmguide.constraints.context_free.reading import is_context_free
+from lmguide.diffusion.grammar_texts import GrammarText, grammar_texts
+from lmguide.diffusion.spans import Span, SpanGroup, check_places, group_spans
 from lmguide.sources.vocabularies import token_bytes
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def bound_spans(
     ends: Sequence[int],
     padding: Sequence[int],
     suppressed: Sequence[int],
-) -> list[SpanGroup]:
+) -> tuple[list[SpanGroup], list[GrammarText]]:
     """Spans ready for a loop.
 
     Args:
@@ -73,11 +75,15 @@ def bound_spans(
         padding: Tokens that may stand behind an end.
         suppressed: Tokens that are never written.
 
+    Returns:
+        Those that an automaton reads, by their automata, and those under grammars.
+
     Raises:
-        ValueError: As `group_spans`; there is no tokenizer, or a trigger is a special token.
+        ValueError: As `check_places`, `group_spans` and `grammar_texts`; there is no tokenizer, or a trigger is a
+            special token.
     """
     if not spans:
-        return []
+        return [], []
     if canvas.ids.device.type == "mps":
         raise ValueError("constraint: expected a device with numbers of 64 bits, got mps. Run the model on the CPU.")
     tokenizer = denoiser.tokenizer if tokenizer is None else tokenizer
@@ -98,7 +104,12 @@ def bound_spans(
                 f"constraint: expected triggers of text, got {trigger!r}, a special token, which spells none. "
                 "Constrain the columns behind it: constraint=[Span(...)]."
             )
-    return group_spans(spans, canvas, tokens, ends, padding, [*suppressed, *([] if mask is None else [mask])])
+    banned = [*suppressed, *([] if mask is None else [mask])]
+    check_places(spans, canvas)
+    in_grammars = [span for span in spans if is_context_free(span.constraint)]
+    regular = [span for span in spans if not is_context_free(span.constraint)]
+    groups = group_spans(regular, canvas, tokens, ends, padding, banned)
+    return groups, grammar_texts(in_grammars, canvas, tokens, ends, padding, banned)
 
 
 def checked_function(constraint: Allowed, canvas: Canvas, vocab_size: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -22,12 +22,15 @@ from lmguide.diffusion.request import (
     check_lengths,
     check_tokens,
     lay_out,
+    lay_out_template,
     methods_and_constraint,
     most_blocks,
     own_tokens,
     token_list,
 )
 from lmguide.diffusion.sampling import check_sampling
+from lmguide.diffusion.template_layout import check_template, fitted, layout_of, null_vocabulary, surety
+from lmguide.diffusion.verified import Verification, Verifier
 from lmguide.diffusion.windows import windows
 from lmguide.sources.binding import given_negative
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from lmguide.diffusion.constraints import Allowed
     from lmguide.diffusion.output import DiffusionOutput
     from lmguide.diffusion.spans import Span
+    from lmguide.diffusion.templates import Template
     from lmguide.guidance import Guidance
 
 
@@ -55,6 +59,7 @@ def generate(
     negative_prompt_ids: Tensor | None = None,
     negative_prompt_attention_mask: Tensor | None = None,
     constraint: Constraint | Sequence[Constraint | None] | Sequence[Span] | Allowed | str | None = None,
+    template: Template | None = None,
     order: Order | str = "low_confidence",
     corrector: Corrector | str | None = None,
     early_commit: EarlyCommit | str | None = None,
@@ -98,6 +103,8 @@ def generate(
             docs/diffusion-constraints.md. With `infill` the text begins at a row's first mask, or lies in each `Span`
             of a list. Or a function of canvas `[B, L]`, rows `[n]` and columns `[n]` to the allowed tokens `[n, V]`,
             as booleans on the canvas' device, which sees positions one by one and promises nothing.
+        template: Text that stands behind the prompt, with fields to be filled in, each under its own constraint; the
+            result has their values in `filled`. Takes the place of `max_new_tokens`, `constraint` and ends.
         order: Which positions are committed: an `Order`, or its string form such as `"threshold:threshold=0.9"`.
         corrector: What opens committed positions again or rewrites them; `None` leaves them.
         early_commit: When a whole row is committed at once; `None` is never.
@@ -160,21 +167,41 @@ def generate(
             f"corrector: {type(corrector).__name__} rewrites tokens, which {denoiser.family.name} was not trained for. "
             "Use a remasking corrector, or say Family(editable=True) for a model that was."
         )
-    new_tokens = max_new_tokens if max_new_tokens is not None or infill else 128
-    prompts = lay_out(denoiser, input_ids, attention_mask, new_tokens, infill)
+    check_sampling(temperature, top_p, top_k)
+    _check_cache(cache, denoiser, enabled)
+    vocab_size, mask_token_id = denoiser.vocab_size, denoiser.mask_token_id
+    suppressed = token_list("suppress_tokens", suppress_tokens, vocab_size)
+    deferred = token_list("defer_tokens", defer_tokens, vocab_size)
+    layout = None
+    if template is not None:
+        refused = {"constraint": constraint, "max_new_tokens": max_new_tokens, "infill": infill or None}
+        check_template(template, refused | {"eos_token_id": eos_token_id, "pad_token_id": pad_token_id})
+
+        def sure(tried: Template, name: str) -> float:
+            """How sure the model is of what it would write into a field at once."""
+            given = {"negative_prompt_ids": negative_prompt_ids, "suppress_tokens": suppress_tokens}
+            given |= {"negative_prompt_attention_mask": negative_prompt_attention_mask}
+            options = {"guidance": methods or None, "negative_prompt": negative_prompt, "tokenizer": tokenizer, **given}
+            tried = tried.longest()
+            output = generate(denoiser, input_ids, attention_mask, template=tried, steps=1, **options)
+            return surety(output, layout_of(tried, null_vocabulary(tried, denoiser, tokenizer)), name)
+
+        template = fitted(template, sure)
+        layout = layout_of(template, null_vocabulary(template, denoiser, tokenizer))
+        prompts = lay_out_template(denoiser, input_ids, attention_mask, layout.tokens)
+        eos_token_id = ()
+    else:
+        new_tokens = max_new_tokens if max_new_tokens is not None or infill else 128
+        prompts = lay_out(denoiser, input_ids, attention_mask, new_tokens, infill)
     canvas, first = prompts.canvas, prompts.prompt_length
     batch, length = canvas.ids.shape
-    holes = int(canvas.undecided.sum(1).max()) if infill else None
+    holes = int(canvas.undecided.sum(1).max()) if infill or layout is not None else None
     block_length, block_steps = check_lengths(denoiser, length, length - first, block_length, steps, holes)
-    check_sampling(temperature, top_p, top_k)
-    _check_streamer(streamer, batch, infill, corrector)
-    _check_cache(cache, denoiser, enabled)
-    device, vocab_size, mask_token_id = canvas.ids.device, denoiser.vocab_size, denoiser.mask_token_id
+    _check_streamer(streamer, batch, infill or layout is not None, corrector)
+    device = canvas.ids.device
     noise = RowNoise(keys_from(generator, batch, device), (1 - canvas.attention_mask).sum(1))
     ends = token_list("eos_token_id", eos_token_id, vocab_size)
     padding = token_list("pad_token_id", pad_token_id, vocab_size)
-    suppressed = token_list("suppress_tokens", suppress_tokens, vocab_size)
-    deferred = token_list("defer_tokens", defer_tokens, vocab_size)
     check_tokens(suppressed, ends, padding, mask_token_id, vocab_size)
     if eos_token_id is None:
         ends = own_tokens(denoiser, tokenizer, "eos_token_id", unfit=mask_token_id)
@@ -182,12 +209,14 @@ def generate(
         padding = own_tokens(denoiser, tokenizer, "pad_token_id", unfit=mask_token_id)
     function = constraint if callable(constraint) else None
     spans = [] if function is not None else spans_of(constraint, canvas, first)
+    if layout is not None:
+        spans = layout.spans(batch, first)
     if spans and corrector is not None and corrector.looks_at_committed:
         raise ValueError(
             f"corrector: {type(corrector).__name__} rewrites tokens one by one, each given the others, and two such "
             "changes may break what is constrained. Use a remasking corrector, or leave the constraint out."
         )
-    groups = bound_spans(spans, canvas, denoiser, tokenizer, ends, padding or ends[:1], suppressed)
+    groups, texts = bound_spans(spans, canvas, denoiser, tokenizer, ends, padding or ends[:1], suppressed)
     _check_residual(residual_interval, methods, corrector)
     guide = Guide(
         denoiser,
@@ -227,6 +256,7 @@ def generate(
         steps=block_steps,
         blocks=most_blocks(denoiser, length, first, block_length),
         groups=groups,
+        verifier=Verifier(texts, sampler, Verification()) if texts else None,
         corrector=corrector,
         early_commit=None if early_commit is None else as_early_commit(early_commit),
         deferred=tensor(deferred),
@@ -236,7 +266,10 @@ def generate(
         progress=progress,
         keep_history=output_history,
     )
-    return loop.run()
+    output = loop.run()
+    if layout is not None:
+        output.filled = tuple(layout.read(row) for row in output.sequences[:, first:])
+    return output
 
 
 def _check_streamer(streamer: Any, batch: int, infill: bool, corrector: Any) -> None:
@@ -245,7 +278,7 @@ def _check_streamer(streamer: Any, batch: int, infill: bool, corrector: Any) -> 
     if batch > 1:
         raise ValueError(f"streamer: expected one row, got {batch}. Stream one prompt at a time.")
     if infill or corrector is not None:
-        what = "infill" if infill else "corrector"
+        what = "infill or a template" if infill else "a corrector"
         raise ValueError(
             f"streamer: a token that was streamed cannot change, and with {what} it might, or stands between others. "
             "Leave the streamer out and use output_history."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,16 +15,17 @@ from lmguide.diffusion.output import DiffusionOutput
 from lmguide.schedules import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from lmguide.denoisers.guide import Guide
+    from lmguide.denoisers.guide import Guide, Law
     from lmguide.diffusion.correctors import Corrector
     from lmguide.diffusion.early_commit import EarlyCommit
     from lmguide.diffusion.noise import RowNoise
     from lmguide.diffusion.orders import Decisions, Order
     from lmguide.diffusion.spans import SpanGroup
+    from lmguide.diffusion.verified import Verifier
     from lmguide.diffusion.windows import Window
     from lmguide.sources.canvas import Canvas
 
@@ -41,7 +42,8 @@ class Loop:
         windows: Columns to decode, one window after the other.
         steps: Denoising steps of a window.
         blocks: How many windows schedules and gates count on: that of any prompt, whatever stands beside it.
-        groups: Spans of the canvas under constraints.
+        groups: Spans of the canvas under constraints that an automaton reads.
+        verifier: Has the word on spans under grammars.
         corrector: Opens or rewrites committed positions.
         early_commit: Commits whole rows.
         deferred: Tokens that are committed only when nothing else is left to commit.
@@ -50,6 +52,7 @@ class Loop:
         streamer: Gets tokens once all before them stand.
         progress: Show a progress bar.
         keep_history: Record the canvases.
+        law: The guided laws of the step.
     """
 
     guide: Guide
@@ -60,6 +63,7 @@ class Loop:
     steps: int
     blocks: int
     groups: Sequence[SpanGroup]
+    verifier: Verifier | None
     corrector: Corrector | None
     early_commit: EarlyCommit | None
     deferred: Tensor
@@ -68,6 +72,7 @@ class Loop:
     streamer: Any
     progress: bool
     keep_history: bool
+    law: Law = field(init=False)
 
     def run(self) -> DiffusionOutput:
         """Decode window after window."""
@@ -103,6 +108,7 @@ class Loop:
             self.nfe,
             self.guide.stats,
             tuple(self.history) if self.keep_history else None,
+            None if self.verifier is None else self.verifier.counts,
         )
 
     @property
@@ -145,6 +151,7 @@ class Loop:
         inside = slice(window.start, window.stop)
         chosen = self.canvas.undecided[:, inside] & window.seeds
         decisions = self._decisions(window, done, chosen)
+        decisions, chosen = self._verified(decisions, window, lambda _: chosen)
         self._write(decisions, chosen, inside)
         self._record(chosen.any(1))
 
@@ -159,6 +166,7 @@ class Loop:
         law = self.guide.law(Progress(done, self.total), window.start, window.stop, uniform, mine=window.mine)
         how = wanted, window.start, self.noise_step, self.sampler, self.order.filtered, self.reads
         decisions = decide_jointly(law, self.canvas, self.groups, *how) if self.groups else decide(law, *how)
+        self.law = law
         self.fired += law.fired
         self.nfe += (stats.nfe - before) * wanted.any(1)
         return decisions
@@ -190,7 +198,7 @@ class Loop:
             reopened = corrector.remask(decisions, moment, committed & ~edited, *kept)
             quota = corrector.quota(quota, initial, step, self.steps) + reopened.sum(1)
             moment = replace(moment, quota=quota)
-        chosen = self._choose(decisions, moment)
+        decisions, chosen = self._verified(decisions, window, lambda given: self._choose(given, moment))
         self._write(decisions, chosen if edited is None else chosen | edited, inside)
         if reopened is not None and moment.steps_left > 1:
             self._reopen(reopened, inside)
@@ -206,6 +214,14 @@ class Loop:
         if self.keep_history:
             self.history.append(self.canvas.ids)
         self._stream()
+
+    def _verified(
+        self, decisions: Decisions, window: Window, choose: Callable[[Decisions], Tensor]
+    ) -> tuple[Decisions, Tensor]:
+        """What is chosen, and its tokens as grammars allow them."""
+        if self.verifier is None:
+            return decisions, choose(decisions)
+        return self.verifier.chosen(self.law, self.canvas, decisions, window, self.noise_step, choose)
 
     def _choose(self, decisions: Decisions, moment: Moment) -> Tensor:
         if moment.steps_left == 1:

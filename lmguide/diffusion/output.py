@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmguide.denoisers.stats import Stats
+    from lmguide.diffusion.templates import Filled
+    from lmguide.diffusion.verified import Verification
 
 
 @dataclass
@@ -24,6 +26,8 @@ class DiffusionOutput:
         nfe: Forward evaluations spent on each row, `[B]`: a step with guidance counts two or more, a finished row none.
         stats: Steps, steps on which guidance applied, forward passes, evaluations.
         history: The canvases `[B, L]` before the first step and after each, if asked for.
+        verification: How often grammars refused tokens; `None` without a grammar.
+        filled: With a template, the text of each row and the values of its fields.
     """
 
     sequences: Tensor
@@ -32,3 +36,5 @@ class DiffusionOutput:
     nfe: Tensor
     stats: Stats
     history: tuple[Tensor, ...] | None = None
+    verification: Verification | None = None
+    filled: tuple[Filled, ...] | None = None

@@ -117,6 +117,28 @@ def lay_out(
     return Prompts(Canvas(torch.cat([ids, answer], 1), mask, given, undecided, mask_id), ids.shape[1])
 
 
+def lay_out_template(denoiser: Denoiser, input_ids: object, attention_mask: object, tokens: Sequence[int]) -> Prompts:
+    """Put prompts and a template behind them on canvases.
+
+    Args:
+        denoiser: The model.
+        input_ids: Prompts `[B, P]`.
+        attention_mask: Their mask, `[B, P]`; `None` is all ones.
+        tokens: The template; -1 where something is to be filled in.
+
+    Raises:
+        ValueError: As `lay_out`.
+    """
+    prompts = lay_out(denoiser, input_ids, attention_mask, len(tokens), infill=False)
+    canvas, first = prompts.canvas, prompts.prompt_length
+    template = torch.tensor(tokens, device=canvas.ids.device)
+    stands = template >= 0
+    canvas.ids[:, first:] = torch.where(stands, template, canvas.ids[:, first:])
+    canvas.given[:, first:] = stands
+    canvas.undecided[:, first:] = ~stands
+    return prompts
+
+
 def check_lengths(
     denoiser: Denoiser,
     length: int,

@@ -139,13 +139,11 @@ def group_spans(
         banned: Tokens that are never written.
 
     Raises:
-        ValueError: Spans that are not on the canvas or overlap; a constraint that no automaton reads or the vocabulary
-            cannot spell; or no allowed text fits what stands on the canvas.
+        ValueError: A constraint that no automaton reads or the vocabulary cannot spell; or no allowed text fits what
+            stands on the canvas.
     """
-    taken = torch.zeros_like(canvas.undecided)
     by_kind: dict[Any, list[Span]] = {}
     for span in spans:
-        _check_place(span, canvas, taken)
         kind = (
             as_constraint(span.constraint),
             tuple(ends) if span.ends is None else span.ends,
@@ -165,6 +163,17 @@ def group_spans(
         _check_fit(group, canvas, texts.least, bool(set(own_ends) - set(banned)))
         groups.append(group)
     return groups
+
+
+def check_places(spans: Sequence[Span], canvas: Canvas) -> None:
+    """Refuse spans that are not on the canvas, or overlap.
+
+    Raises:
+        ValueError: They do.
+    """
+    taken = torch.zeros_like(canvas.undecided)
+    for span in spans:
+        _check_place(span, canvas, taken)
 
 
 def _check_place(span: Span, canvas: Canvas, taken: Tensor) -> None:

@@ -39,7 +39,9 @@ def _no_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     [
         (Regex("[0-9]{17}"), ["needs 9 tokens at least, and there are 8 columns"]),
         (Regex("x+"), ["can spell"]),
-        (Grammar('start: "a"'), ["an automaton can read, got Grammar"]),
+        (Grammar('start: "' + "a" * 17 + '"'), ["has no text in 8 columns", "Raise max_new_tokens"]),
+        (Grammar('start: "a'), ["plain rules and terminals", "line 1"]),
+        (Triggered("a", Grammar('start: "b"')), ["sequences, unions and repetitions around a grammar"]),
         (FreeText(max_tokens=3), ["got max_tokens of FreeText"]),
         (FreeText("</s>") + "1", ["got '</s>', a special token"]),
         (Triggered("<mask>", Choice(("1",))) | "1", ["got '<mask>', a special token"]),

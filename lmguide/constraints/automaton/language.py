@@ -37,7 +37,7 @@ def byte_dfa(constraint: Constraint) -> ByteDfa:
         >>> greeting.accepts(b"Hello, moon"), greeting.accepts(b"Hello, ")
         (True, False)
     """
-    dfa = _dfa(constraint)
+    dfa = character_dfa(constraint)
     if dfa.empty:
         raise ValueError(
             f"constraint: expected one that some text meets, got {constraint}, which none does. Loosen it."
@@ -45,9 +45,14 @@ def byte_dfa(constraint: Constraint) -> ByteDfa:
     return over_bytes(dfa)
 
 
-def _dfa(constraint: Constraint) -> Dfa:
+def character_dfa(constraint: Constraint) -> Dfa:
+    """The same over characters; it may accept nothing.
+
+    Raises:
+        ValueError: As `byte_dfa`, but for what allows no text.
+    """
     if isinstance(constraint, Triggered):
-        called = sequence([_free(constraint.trigger), _dfa(constraint.constraint)])
+        called = sequence([_free(constraint.trigger), character_dfa(constraint.constraint)])
         quiet = difference(_free(None), sequence([_free(constraint.trigger), _free(None)]))
         return sequence([repeated(called, 0, None), quiet]) if constraint.repeat else union([called, quiet])
     while (lowered := constraint.grammar()) is not constraint:
@@ -59,10 +64,10 @@ def _dfa(constraint: Constraint) -> Dfa:
     if isinstance(constraint, FreeText) and constraint.max_tokens is None:
         return _free(constraint.until)
     if isinstance(constraint, Sequence | Union):
-        parts = [_dfa(part) for part in constraint.parts]
+        parts = [character_dfa(part) for part in constraint.parts]
         return sequence(parts) if isinstance(constraint, Sequence) else union(parts)
     if isinstance(constraint, Repeat):
-        return repeated(_dfa(constraint.part), constraint.least, constraint.most)
+        return repeated(character_dfa(constraint.part), constraint.least, constraint.most)
     what = "max_tokens of FreeText" if isinstance(constraint, FreeText) else type(constraint).__name__
     raise ValueError(
         f"constraint: expected what an automaton can read, got {what}. Use Regex, JSONSchema, JSON, Choice, Literal, "

@@ -48,6 +48,24 @@ class TokenDfa:
         """Tokens of the shortest accepted text; -1 where there is none."""
         return int(distances(self.table, self.accept)[self.start]) if self.start else -1
 
+    def shortest(self) -> list[int]:
+        """Tokens of a shortest accepted text, one token at least; for an automaton that is not empty.
+
+        Raises:
+            ValueError: Only the empty text is accepted.
+        """
+        left, state, found = distances(self.table, self.accept), self.start, list[int]()
+        while not found or not self.accept[state]:
+            ways = np.flatnonzero(self.table[state])
+            if not len(ways):
+                raise ValueError(
+                    "constraint: expected one of some text, got one of the empty text alone. Leave it out."
+                )
+            chosen = ways[left[self.table[state, ways]].argmin()]
+            found.append(int((self.classes == chosen).argmax()))
+            state = int(self.table[state, chosen])
+        return found
+
     def accepts(self, tokens: Sequence[int]) -> bool:
         """Whether these tokens spell an accepted text."""
         state = self.start
@@ -78,6 +96,15 @@ def lift(dfa: ByteDfa, tokens: Sequence[bytes]) -> TokenDfa:
         >>> even.classes.tolist(), even.accepts([2, 0, 1]), even.accepts([0, 3])
         ([1, 2, 3, 4, 0], True, False)
     """
+    return smallest(*lifted(dfa, tokens), dfa.accept, dfa.start)
+
+
+def lifted(dfa: ByteDfa, tokens: Sequence[bytes]) -> tuple[Ints, Table]:
+    """The same over the states of the automaton over bytes itself: classes of tokens, and next states by class.
+
+    Raises:
+        ValueError: As `lift`.
+    """
     lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
     text = np.frombuffer(b"".join(tokens), np.uint8)
     places = np.concatenate([[0], lengths.cumsum()[:-1]])
@@ -91,7 +118,7 @@ def lift(dfa: ByteDfa, tokens: Sequence[bytes]) -> TokenDfa:
         length += 1
         alive = alive[(lengths[alive] > length) & (found[alive] > 0)]
     used, classes = np.unique(np.append(0, found), return_inverse=True)
-    return smallest(classes[1:].astype(np.int32), columns.table(used), dfa.accept, dfa.start)
+    return classes[1:].astype(np.int32), columns.table(used)
 
 
 def smallest(classes: Ints, table: Table, accept: Flags, start: int) -> TokenDfa:

@@ -95,8 +95,8 @@ def _read(file: Path, size: int) -> TokenDfa | None:
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as data:
             classes, table, accept, start = (data[name] for name in _PARTS)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
+        return None  # zipfile says RuntimeError of flags and versions that it does not know
     if len(classes) != size:
         return None
     return TokenDfa(classes, table, accept, int(start))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -133,6 +135,61 @@ def test_broken_files_are_made_anew(cache: Path, damage: str) -> None:
     store._kept.clear()
     assert _same(token_dfa(Regex("(ab)*"), TOKENS), first)
     assert file.read_bytes() == data
+
+
+def test_no_damage_is_read_as_an_automaton(cache: Path) -> None:
+    first = token_dfa(Regex("(ab)*"), TOKENS)
+    (file,) = cache_folder().iterdir()
+    data, draws = file.read_bytes(), random.Random(1)
+    for _ in range(300):
+        broken = bytearray(data)
+        for _ in range(draws.choice((1, 1, 4))):
+            broken[draws.randrange(len(data))] = draws.randrange(256)
+        file.write_bytes(broken)
+        found = store._read(file, len(TOKENS))
+        assert found is None or _same(found, first)
+
+
+def test_another_vocabulary_of_the_same_size(cache: Path) -> None:
+    """Tokens swapped, and tokens cut elsewhere: the bytes in a row are the same."""
+    vocabularies = ([b"a", b"ab", b"b"], [b"ab", b"a", b"b"], [b"aa", b"b", b"b"])
+    found = [token_dfa(Regex("(ab|aa)*b?"), tokens) for tokens in vocabularies]
+    for tokens, dfa in zip(vocabularies, found, strict=True):
+        assert _same(dfa, lift(byte_dfa(Regex("(ab|aa)*b?")), tokens))
+        store._kept.clear()
+        assert _same(token_dfa(Regex("(ab|aa)*b?"), tokens), dfa)
+    assert len(list(cache_folder().iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_processes_that_write_at_once(cache: Path) -> None:
+    """Each reads a whole automaton or none, whoever writes; no part of a file is left behind."""
+    script = """
+import time
+from lmguide.constraints import Regex
+from lmguide.constraints.automaton import store
+until = time.monotonic() + 60
+store._read = lambda file, size: None
+while not (store.cache_folder() / "done").exists() and time.monotonic() < until:
+    store._kept.clear()
+    store.token_dfa(Regex("a{1,99}"), [b"a", b"b"])
+"""
+    constraint, tokens = Regex("a{1,99}"), [b"a", b"b"]
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as other:
+        first = token_dfa(constraint, tokens)
+        (file,) = cache_folder().iterdir()
+        before, writes = file.stat().st_ino, 0
+        while writes < 20 and other.poll() is None:
+            store._kept.clear()
+            if file.stat().st_ino != before:  # the other process has written since
+                writes += 1
+                store._write(file, first)
+                before = file.stat().st_ino
+            assert _same(token_dfa(constraint, tokens), first)
+        (cache_folder() / "done").touch()
+        _, errors = other.communicate(timeout=60)
+    assert (other.returncode, writes) == (0, 20), errors
+    assert {each.name for each in cache_folder().iterdir()} == {file.name, "done"}
 
 
 def test_nowhere_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""Context-free grammars with counters, for the formats of test inputs."""
