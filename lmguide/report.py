@@ -175,12 +175,12 @@ def _tokens(trace: Trace, tokenizer: PreTrainedTokenizerBase, row: int) -> list[
         before = ids[: trace.prompt_length + place]
 
         def name(token: int, before: list[int] = before) -> tuple[Part, ...]:
-            return _parts(tokenizer, before, token, spaces=True)
+            return spelled(tokenizer, before, token, spaces=True)
 
         shown.append(
             Shown(
                 number=place + 1,
-                parts=_parts(tokenizer, before, record.token, spaces=False),
+                parts=spelled(tokenizer, before, record.token, spaces=False),
                 name=name(record.token),
                 record=record,
                 height=record.entropy / largest if largest > 0 else 0.0,
@@ -192,8 +192,15 @@ def _tokens(trace: Trace, tokenizer: PreTrainedTokenizerBase, row: int) -> list[
     return shown
 
 
-def _parts(tokenizer: PreTrainedTokenizerBase, before: list[int], token: int, spaces: bool) -> tuple[Part, ...]:
-    """A token as it is spelled after others: many tokenizers write its space, or its letter, only in company."""
+def spelled(tokenizer: PreTrainedTokenizerBase, before: list[int], token: int, spaces: bool) -> tuple[Part, ...]:
+    """A token as it is spelled after others: many tokenizers write its space, or its letter, only in company.
+
+    Args:
+        tokenizer: The tokenizer.
+        before: The tokens in front of it.
+        token: The token.
+        spaces: As in `visible`.
+    """
     neighbours = before[-NEIGHBOURS:]
     options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
     # A letter of which bytes are missing ends in replacement characters, which the next token takes back.

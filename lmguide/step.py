@@ -29,7 +29,7 @@ class Guided:
     """The result of a step.
 
     Attributes:
-        scores: Normalised log-probabilities `[B, V]`.
+        scores: Log-probabilities `[B, V]`, normalised unless asked not to be.
         open: Rows `[B]` on which some method applied.
     """
 
@@ -46,6 +46,7 @@ def guided_step(
     live: Tensor | None = None,
     rewards: Callable[[int, Tensor], Mapping[str, Tensor]] | None = None,
     constrain: Callable[[Tensor], Tensor] | None = None,
+    normalize: bool = True,
 ) -> Guided:
     """Combine the sources of one decoding step.
 
@@ -66,6 +67,7 @@ def guided_step(
         rewards: Gives the log-rewards `[B, V]` of method number `i` by name, from the scores `[B, V]` it is to be added
             to; needed when there are methods with `is_reward`.
         constrain: Gives scores `[B, V]` back with minus infinity where a token is not allowed; `None` allows all.
+        normalize: Whether to renormalise; without it the scores are those that rules and rewards gave.
 
     Returns:
         The scores and the rows on which some method applied.
@@ -110,7 +112,8 @@ def guided_step(
         else:
             guided.append(scores)
     combined = _sum(cond, guided) if combined is None else combined
-    return Guided(rules.normalize(combined if constrain is None else constrain(combined)), applied)
+    combined = combined if constrain is None else constrain(combined)
+    return Guided(rules.normalize(combined) if normalize else combined, applied)
 
 
 def scheduled(strength: Scale, off: float, weight: Scale) -> Scale:

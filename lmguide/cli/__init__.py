@@ -1,4 +1,4 @@
-"""The command line: `lmguide demo | generate | inspect | calibrate | cognac | train`.
+"""The command line: `lmguide demo | generate | inspect | calibrate | cognac | eval | playground | reproduce | ...`.
 
 Runs one command and turns what goes wrong into one sentence and an exit status. Each command is a module of this
 package, loaded when it is asked for.
@@ -13,6 +13,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from lmguide.cli.eval_options import dashes
 from lmguide.cli.parser import build_parser
 from lmguide.training.interrupts import STOPPED
 
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     debug = False
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["eval"]:
+        words = dashes(words)  # as lm-eval spells them
     try:
         arguments = build_parser().parse_args(words, argparse.Namespace(words=words))
         debug = arguments.debug

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lmguide import __version__
+from lmguide.cli import eval_options, reproduce_options
 from lmguide.training.guides.settings import SCHEDULES, GediSettings
 
 if TYPE_CHECKING:
@@ -64,6 +65,26 @@ examples:
       --guidance 'example_guidance:topic=<topic>,avoid=<constraint>'
 WordNet is Debian's package wordnet-base: apt-get install wordnet-base"""
 
+PLAYGROUND = """\
+A page to try guidance on: the model's own answer and the guided one side by
+side as they are written, and how far guidance moved each token. It serves this
+machine alone; with the bundled model it needs no network. Ctrl-C ends it."""
+PLAYGROUND_EXAMPLE = """\
+examples:
+  lmguide playground --browser
+  lmguide playground --model Qwen/Qwen3-0.6B --port 7861"""
+
+SERVE = """\
+vllm serve, with guidance for each request. Looks first whether vLLM finds the
+plugin and whether an option does not go with guidance; everything behind MODEL
+goes to vLLM as it is. Ctrl-C ends the server."""
+SERVE_EXAMPLE = """\
+examples:
+  lmguide serve Qwen/Qwen3-0.6B --port 8000
+  lmguide serve MODEL --lmguide-guide mood=PATH --lmguide-guide-cache 2
+      with a guide for GeDi that requests call mood, and 2 GiB for its caches
+  lmguide serve MODEL --help=all         vLLM's own options"""
+
 TRAIN = """\
 A guide trained on your own labelled texts, to steer other models with."""
 TRAIN_EXAMPLE = """\
@@ -114,8 +135,14 @@ def build_parser() -> argparse.ArgumentParser:
         ("inspect", "a page on what guidance did, token by token", INSPECT, INSPECT_EXAMPLE, _inspect),
         ("calibrate", "a gate that skips guidance at a bounded loss", CALIBRATE, CALIBRATE_EXAMPLE, _calibrate),
         ("cognac", "the Cognac benchmark of topics and constraints", COGNAC, COGNAC_EXAMPLE, _cognac),
+        ("playground", "a page to try guidance on", PLAYGROUND, PLAYGROUND_EXAMPLE, _playground),
     ):
         add_options(_command(commands, name, line, text, example))
+    benchmarks = _command(commands, "eval", eval_options.LINE, eval_options.TEXT, eval_options.EXAMPLE)
+    eval_options.add_options(benchmarks, _whole, _number)
+    again = reproduce_options
+    again.add_options(_command(commands, "reproduce", again.LINE, again.TEXT, again.EXAMPLE), _whole, _number)
+    _serve(_command(commands, "serve", "a vLLM server that guides", SERVE, SERVE_EXAMPLE))
     kinds = _command(commands, "train", "a guide from your own texts", TRAIN, TRAIN_EXAMPLE, debug=False)
     guides = kinds.add_subparsers(dest="guide", required=True, title="guides")
     for name, line, text, example, add_others in (
@@ -209,6 +236,11 @@ def _cognac(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", help="folder for one JSON file of answers for each guidance")
 
 
+def _serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a folder, or a name on the hub")
+    parser.add_argument("options", metavar="...", nargs=argparse.REMAINDER, help="options of vllm serve")
+
+
 def _train(
     parser: argparse.ArgumentParser, add_others: Callable[[argparse._ArgumentGroup], None] | None = None
 ) -> None:
@@ -255,6 +287,15 @@ def _gedi(group: argparse._ArgumentGroup) -> None:
     add("--topic", action="store_true", help="for unseen topics: true or false in front of a right or wrong one")
     share = "lambda, from 0 to 1 (default 0.8)"
     add("--gen-weight", type=_number(0, 1), default=GediSettings.gen_weight, metavar="X", help=share)
+
+
+def _playground(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model").add_argument
+    add("--model", default="tales", metavar="NAME", help="a folder, a name on the hub, or tales, the default")
+    _add_loading(add)
+    add = parser.add_argument_group("page").add_argument
+    add("--port", type=_whole(1), metavar="N", help="(default the first free one from 7860 on)")
+    add("--browser", action="store_true", help="open the page")
 
 
 def _code(text: str) -> tuple[str, str]:

