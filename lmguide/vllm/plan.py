@@ -1,0 +1,241 @@
+"""From what a request asks for to what travels through the server: token ids of companions, and the methods.
+
+The frontend writes a plan into the request's private arguments; the engine core takes the companions out of it; the
+workers read the methods. Everything is JSON-safe, and nothing here knows vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lmguide import contexts
+from lmguide.guidance import GUIDANCE, Guidance
+from lmguide.sources.binding import bind
+from lmguide.sources.ids import pack
+from lmguide.sources.rows import RowBuilder
+from lmguide.vllm.parameters import PRIVATE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from lmguide.vllm.parameters import Requested
+
+PLAN = f"{PRIVATE}_plan"
+"""Key of a `Plan`, from the frontend to the engine core."""
+ROW = f"{PRIVATE}_row"
+"""Key of a `Row`, from the engine core to the workers."""
+SUFFIX = "::lmguide-"
+"""Between a request's id and the number of its companion."""
+
+
+@dataclass(frozen=True)
+class Companion:
+    """One hidden companion of a request.
+
+    Attributes:
+        ids: Its prompt; or, behind, what follows the conditional's prompt and answer.
+        behind: Whether it runs behind the conditional's own tokens (`Suffix`).
+    """
+
+    ids: list[int]
+    behind: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the engine core needs to know of a guided request.
+
+    Attributes:
+        methods: Descriptions as of `Guidance.to_dict`, with prompts left out: they are in the companions.
+        wiring: For each method, the number of the companion by the name its rule uses.
+        companions: The distinct contexts.
+        selective: Whether companions need not run on every step: there are none, or every method has a gate that the
+            conditional's law alone can close.
+    """
+
+    methods: list[dict[str, Any]]
+    wiring: list[dict[str, int]]
+    companions: list[Companion]
+    selective: bool
+
+    @property
+    def rewards(self) -> bool:
+        """Whether some method judges what is written."""
+        return any(GUIDANCE.get(method["name"]).is_reward for method in self.methods)
+
+    @property
+    def behind(self) -> bool:
+        """Whether some companion runs behind the conditional's own tokens."""
+        return any(companion.behind for companion in self.companions)
+
+    def arguments(self) -> dict[str, Any]:
+        """The plan as private arguments of a request."""
+        return {PLAN: asdict(self)}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is known of the served model where no model is loaded.
+
+    Attributes:
+        vocab_size: Ids are below it.
+        bos_token_id: Of the model's configuration, used if the tokenizer has none.
+        tokenizer: The server's; `None` if it runs without.
+        max_model_len: Longest sequence of the server.
+    """
+
+    vocab_size: int
+    bos_token_id: int | None
+    tokenizer: PreTrainedTokenizerBase | None
+    max_model_len: int
+
+
+def make_plan(requested: Requested, prompt: Sequence[int] | None, served: Served) -> Plan:
+    """Turn contexts into token ids.
+
+    Args:
+        requested: What the request asks for.
+        prompt: The request's own token ids; `None` when it came as embeddings.
+        served: The served model.
+
+    Raises:
+        ValueError: A context cannot be made from what there is, holds ids that are none, or leaves no room to answer.
+    """
+    found: list[contexts.Context] = []
+    wiring = []
+    for method in requested.methods:
+        names = {}
+        for name, context in ({} if method.is_reward else method.sources()).items():
+            if context not in found:
+                found.append(context)
+            names[name] = found.index(context)
+        wiring.append(names)
+    builder = _builder(prompt, served)
+    companions = [_companion(context, builder, requested.negative) for context in found]
+    for companion in companions:
+        length = len(companion.ids) + (len(prompt or ()) if companion.behind else 0)
+        if length >= served.max_model_len:
+            raise ValueError(
+                f"negative_prompt: {length} tokens leave no room in a context of {served.max_model_len}. Shorten it."
+            )
+    gates = [method.when() for method in requested.methods]
+    rewards = any(method.is_reward for method in requested.methods)
+    return Plan(
+        methods=[_without_prompts(method).to_dict() for method in requested.methods],
+        wiring=wiring,
+        companions=companions,
+        selective=not companions or (not rewards and all(gate is not None and not gate.needs_uncond for gate in gates)),
+    )
+
+
+def read_plan(arguments: Mapping[str, Any] | None) -> Plan | None:
+    """The plan in a request's arguments, if it is guided."""
+    data = (arguments or {}).get(PLAN)
+    if data is None:
+        return None
+    return Plan(**{**data, "companions": [Companion(**companion) for companion in data["companions"]]})
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a worker knows of one request of a group.
+
+    Attributes:
+        group: The conditional's request id.
+        number: 0 for the conditional, then its companions.
+        law: How the conditional is combined with its companions; `None` for those.
+        alone: Whether the conditional may be run without them.
+    """
+
+    group: str
+    number: int
+    law: Law | None = None
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Law:
+    """A plan as the arithmetic needs it.
+
+    Attributes:
+        methods: The methods.
+        wiring: As in `Plan`.
+        strengths: Of each method.
+        key: Equal for laws that differ in strengths only, which are worked out as one batch.
+        companions: How many there are.
+        total: Tokens the answer may have.
+    """
+
+    methods: tuple[Guidance, ...]
+    wiring: tuple[Mapping[str, int], ...]
+    strengths: tuple[float, ...]
+    key: str
+    companions: int
+    total: int | None
+
+
+def row_arguments(
+    group: str, number: int, plan: Plan | None = None, total: int | None = None, alone: bool = False
+) -> dict[str, Any]:
+    """A row as private arguments of a request; the conditional's carries its plan."""
+    row: dict[str, Any] = {"group": group, "number": number}
+    if plan is not None:
+        row |= {"methods": plan.methods, "wiring": plan.wiring, "total": total, "alone": alone}
+    return {ROW: row}
+
+
+def read_row(arguments: Mapping[str, Any] | None) -> Row | None:
+    """The row in a request's arguments, if it is one of a group."""
+    data = (arguments or {}).get(ROW)
+    if data is None:
+        return None
+    if "methods" not in data:
+        return Row(data["group"], data["number"])
+    methods = tuple(Guidance.from_dict(method) for method in data["methods"])
+    described = zip(data["methods"], methods, strict=True)
+    plain = [{k: v for k, v in fields.items() if k != method.strength_field} for fields, method in described]
+    law = Law(
+        methods=methods,
+        wiring=tuple(data["wiring"]),
+        strengths=tuple(float(getattr(method, method.strength_field)) for method in methods),
+        key=json.dumps([plain, data["wiring"]], sort_keys=True),
+        companions=1 + max((number for names in data["wiring"] for number in names.values()), default=-1),
+        total=data["total"],
+    )
+    return Row(data["group"], data["number"], law, data["alone"])
+
+
+def _builder(prompt: Sequence[int] | None, served: Served) -> RowBuilder:
+    """The library's own maker of rows, with a stand-in for the model, of which it reads numbers only."""
+    numbers = SimpleNamespace(
+        vocab_size=served.vocab_size, bos_token_id=served.bos_token_id, pad_token_id=None, eos_token_id=None
+    )
+    config = SimpleNamespace(get_text_config=lambda decoder: numbers)
+    model: Any = SimpleNamespace(config=config, generation_config=numbers)
+    device = torch.device("cpu")
+    rows = None if prompt is None else pack([list(prompt)], device)
+    return RowBuilder(rows, 1, model, served.tokenizer, device)
+
+
+def _companion(context: contexts.Context, builder: RowBuilder, negative: Mapping[str, Any] | None) -> Companion:
+    if isinstance(context, contexts.Suffix):
+        return Companion(builder.suffix(context).tokens()[0], behind=True)
+    return Companion(bind(context, builder, negative)[1].tokens()[0])
+
+
+def _without_prompts(method: Guidance) -> Guidance:
+    """The method without the prompts of the request: what is left is equal for many requests."""
+    names = vars(method)
+    changes: dict[str, Any] = {}
+    if names.get("negative_prompt") is not None:
+        changes["negative_prompt"] = None
+    if isinstance(names.get("prompts"), tuple):
+        changes["prompts"] = ("",) * len(names["prompts"])
+    return replace(method, **changes) if changes else method

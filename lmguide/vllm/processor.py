@@ -1,0 +1,154 @@
+"""The logits processor that vLLM loads in every worker: it knows which rows of a batch belong together.
+
+One class for both model runners, because vLLM has one list of processors for both and each refuses the other's. The
+scores are combined in `patches`, before grammars, biases and penalties touch them, which is earlier than a processor is
+called: so `apply` has nothing left to do.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor as RowProcessor
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as SlotProcessor
+
+from lmguide.vllm import combine, patches
+from lmguide.vllm.parameters import read
+from lmguide.vllm.plan import read_row
+from lmguide.vllm.rewards import Rewards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
+
+    from lmguide.vllm.plan import Law, Row
+
+    Seat: TypeAlias = tuple[Row, list[int] | None, list[int] | None]
+    """Who sits there, its prompt, and its answer so far, which grows."""
+
+logger = logging.getLogger("vllm.lmguide")
+
+
+class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
+    """Who sits where in the batch, for model runner V1 (by row) and V2 (by slot).
+
+    Args:
+        vllm_config: The server's configuration.
+        *rest: V1: the device and whether memory is pinned. V2: the states of requests.
+    """
+
+    def __init__(self, vllm_config: Any, *rest: Any) -> None:
+        self.states = rest[0] if len(rest) == 1 else None
+        self.seats: dict[int, Seat] = {}
+        self.rewards = Rewards(vllm_config, None if self.states is not None else rest[0])
+        self.wanting: list[int] = []
+        """V1: rows of conditionals that ran alone and need their companions."""
+        self._copies: list[tuple[int, int]] = []
+        self._spoilt: list[int] = []
+        patches.install_worker(GuidanceProcessor, slots=self.states is not None)
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        """Refuse bad arguments in the frontend.
+
+        Raises:
+            ValueError: What is wrong with which key; vLLM answers HTTP 400.
+        """
+        if read(sampling_params.extra_args) is not None and (problem := patches.problem()):
+            raise ValueError(f"guidance: {problem}")
+
+    def is_argmax_invariant(self) -> bool:
+        """True: `apply` changes nothing."""
+        return True
+
+    def update_state(self, batch_update: Any) -> None:
+        """V1: follow requests as they enter, leave and move."""
+        process_dict_updates(self.seats, batch_update, _seat)
+        self.rewards.keep({row.group for row, *_ in self.seats.values()})
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
+        """V2: take a slot; false, because `apply` changes nothing."""
+        self.seats.pop(req_idx, None)
+        if (seat := _seat(sampling_params, None, None)) is not None:
+            self.seats[req_idx] = seat
+        return False
+
+    def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
+        """The logits as they are: the guided rows were combined before."""
+        return logits
+
+    def guide_rows(self, logits: Tensor) -> Tensor:
+        """V1: combine the guided rows of `[rows, V]`."""
+        return self._guide(logits, ((row, seat) for row, seat in self.seats.items()), self._answered)
+
+    def guide_slots(self, logits: Tensor, batch: Any) -> Tensor:
+        """V2: the same, where row `i` belongs to slot `batch.idx_mapping_np[i]`."""
+        assert self.states is not None
+        prompts = self.states.prompt_len.np
+        slots = batch.idx_mapping_np.tolist()
+        lengths = batch.seq_lens_cpu_upper_bound
+
+        def answered(row: int) -> int:
+            return int(lengths[row]) - int(prompts[slots[row]])  # negative in a chunk of the prompt
+
+        found = ((row, self.seats[slot]) for row, slot in enumerate(slots) if slot in self.seats)
+        return self._guide(logits, found, answered)
+
+    def copy_tokens(self, sampled: Tensor) -> None:
+        """Let companions take their conditional's token; one that differs tells the scheduler of a fault.
+
+        Args:
+            sampled: `[rows, 1]`, in place. Equal logits would not do: a seeded request has a generator of its own, and
+                the noise of V2 depends on the position.
+        """
+        if self._copies:
+            rows, companions = torch.tensor(self._copies, device=sampled.device).T
+            sampled[companions] = sampled[rows]
+        for companion in self._spoilt:
+            sampled[companion] = (sampled[companion] - 1).abs()
+        self._copies, self._spoilt = [], []
+
+    def _answered(self, row: int) -> int:
+        return len(self.seats[row][2] or ())
+
+    def _guide(self, logits: Tensor, seats: Iterable[tuple[int, Seat]], answered: Callable[[int], int]) -> Tensor:
+        self.wanting, self._copies, self._spoilt = [], [], []
+        members: dict[str, dict[int, int]] = {}
+        heads: list[tuple[int, Row, Law, combine.Text]] = []
+        for row, (seat, prompt, answer) in seats:
+            members.setdefault(seat.group, {})[seat.number] = row
+            if seat.law is not None and answered(row) >= 0:
+                heads.append((row, seat, seat.law, combine.Text(seat.group, prompt, answer)))
+        full, alone = [], []
+        self.rewards.see(text for *_, text in heads)
+        for row, seat, law, text in heads:
+            found = members[seat.group]
+            companions = tuple(found[number] for number in range(1, law.companions + 1) if number in found)
+            if len(companions) == law.companions:
+                full.append(combine.Guided(law, row, companions, answered(row), text))
+            elif seat.alone:
+                alone.append(combine.Guided(law, row, (), answered(row)))
+        if not full and not alone:
+            return logits
+        if alone:
+            self.wanting = [g.row for g, wants in zip(alone, combine.wanting(logits, alone), strict=True) if wants]
+        if full:
+            logits = logits.float()
+            for guided, fault in zip(full, combine.guide(logits, full, self.rewards), strict=True):
+                self._copies += [(guided.row, companion) for companion in guided.companions]
+                if fault is not None:
+                    logger.error("lmguide: a fault in guidance fails its request", exc_info=fault)
+                    if guided.companions:
+                        self._spoilt.append(guided.companions[0])
+                    else:
+                        self.wanting.append(guided.row)  # no token comes of it, which the scheduler takes as a fault
+        return logits
+
+
+def _seat(params: Any, prompt: list[int] | None, answer: list[int] | None) -> Seat | None:
+    row = read_row(params.extra_args)
+    return None if row is None else (row, prompt, answer)

@@ -1,0 +1,332 @@
+"""What happens before a step: order, memory, late members, and which groups may sample in it.
+
+Works on the queues of a scheduler; what it decides is kept here for as long as the step is planned.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.engine import EngineCoreEventType
+from vllm.v1.request import RequestStatus
+
+from lmguide.vllm.groups import Group, full_blocks, further_blocks, left
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CATCH_UP = 256
+"""A companion with at most so many tokens to compute joins a step of its conditional; a longer one prefills first."""
+RESERVE = 4
+"""One place is kept for companions for so many requests that run alone, and at least one."""
+
+
+class Step:
+    """The plan of one step.
+
+    Args:
+        scheduler: The guided scheduler.
+
+    Attributes:
+        released: Ids of the conditionals whose groups sample in this step.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.released: set[str] = set()
+        self._preempted = False  # memory ran out: nobody is let in
+        self._closed = False  # a group waits for room: no newcomer goes first
+        self._stalled = False
+        self._promised = 0
+        self._reserved = 0
+
+    def prepare(self) -> None:
+        """Plan the step; called before vLLM's own planning."""
+        self.released.clear()
+        self._preempted = self._closed = False
+        if self._stalled:
+            self._make_room()
+        self._order()
+        self._secure()
+        if not self._preempted:
+            self._let_in_late()
+        self._release()
+        self._count_places()
+
+    def note(self, output: Any) -> None:
+        """Look at the step that was planned: one in which nothing runs although something could is a stall."""
+        waits = any(request.num_in_flight_tokens for request in self.scheduler.running)
+        paused = self.scheduler.pause_state == PauseState.PAUSED_ALL
+        self._stalled = not (output.total_num_scheduled_tokens or waits or paused)
+
+    # ---------------------------------------------------------------------------------------------- order and memory
+    def _order(self) -> None:
+        """Groups together; those that only sample first, so that the token budget cannot divide a group."""
+        scheduler = self.scheduler
+        running: list[Any] = []
+        for request in scheduler.running:
+            group = scheduler.groups.get(request.request_id)
+            if group is None:
+                running.append(request)
+            elif request is group.conditional:
+                running += [member for member in group.members if member.status == RequestStatus.RUNNING]
+            elif group.conditional.status != RequestStatus.RUNNING:
+                running.append(request)
+        if scheduler.policy == SchedulingPolicy.PRIORITY:
+            running.sort(key=lambda request: (request.priority, request.arrival_time))
+        scheduler.running[:] = sorted(running, key=self._class)
+
+    def _class(self, request: Any) -> int:
+        """0: samples with one token; 1: a group that samples with some more; 2: prefill."""
+        group = self.scheduler.groups.get(request.request_id)
+        if group is None or not group.wanted:
+            return 0 if left(request) <= 1 else 2
+        if not _ready(group):
+            return 2
+        return int(any(left(member) > 1 for member in group.members))
+
+    def _secure(self) -> None:
+        """Preempt until everything that runs can run: vLLM itself would preempt in the middle of a group."""
+        scheduler = self.scheduler
+        pool = scheduler.kv_cache_manager.block_pool
+        while scheduler.running and self._need() > pool.get_num_free_blocks():
+            if scheduler.policy == SchedulingPolicy.PRIORITY:
+                victim = max(scheduler.running, key=lambda request: (request.priority, request.arrival_time))
+            else:
+                victim = scheduler.running[-1]
+            self._preempt(victim)
+
+    def _need(self) -> int:
+        """Blocks that the running requests take in this step."""
+        scheduler = self.scheduler
+        need, budget = 0, self._budget()
+        for request in scheduler.running:
+            tokens = min(left(request), budget)
+            if tokens > 0:
+                need += further_blocks(scheduler, request, tokens)
+                budget -= tokens
+        return need
+
+    def _budget(self) -> int:
+        scheduler = self.scheduler
+        return int(min(scheduler.max_num_scheduled_tokens, scheduler.scheduler_config.max_num_batched_tokens))
+
+    def _preempt(self, request: Any) -> None:
+        scheduler = self.scheduler
+        self._preempted = True
+        group = scheduler.groups.get(request.request_id)
+        if group is None:
+            scheduler.running.remove(request)
+            scheduler._preempt_request(request, time.monotonic())
+        elif group.selective and request is not group.conditional:
+            # The conditional keeps its cache and will ask again.
+            scheduler.dismiss_companions(group)
+            group.wanted = not group.plan.selective
+        else:
+            self.preempt(group)
+
+    def preempt(self, group: Group) -> None:
+        """Send all members of a group back to the queue, the conditional first in it."""
+        scheduler = self.scheduler
+        if group.selective:
+            scheduler.dismiss_companions(group)
+            group.wanted = not group.plan.selective
+        running = [member for member in reversed(group.members) if member.status == RequestStatus.RUNNING]
+        for member in running:
+            scheduler.running.remove(member)
+        for member in running:
+            scheduler._preempt_request(member, time.monotonic())
+        if running:
+            scheduler.count("preempted_groups")
+
+    def _make_room(self) -> None:
+        """Nothing ran because groups wait for each other's memory: take that of the one that came last."""
+        if self.scheduler.running:
+            self._order()
+            self._preempt(self.scheduler.running[-1])
+
+    # ----------------------------------------------------------------------------------------------------- admission
+    def _count_places(self) -> None:
+        groups = list(self.scheduler.each_group())
+        self._promised = sum(len(group.missing) for group in groups if group.is_open)
+        alone = [group for group in groups if group.selective and group.conditional.status == RequestStatus.RUNNING]
+        companions = [len(group.plan.companions) for group in alone]
+        have = sum(len(group.members) - 1 - len(group.missing) for group in alone)
+        self._reserved = max(0, max(max(companions, default=0), -(-sum(companions) // RESERVE)) - have)
+        if self._preempted:
+            self.scheduler.max_num_active_reqs = 0  # ends vLLM's loop over the waiting requests before it begins
+
+    def _free(self) -> int:
+        scheduler = self.scheduler
+        used = len(scheduler.running) + scheduler.num_waiting_for_streaming_input
+        return int(scheduler.max_num_active_reqs - used - self._promised)
+
+    def admits(self, request: Any, group: Group | None, ready: bool) -> bool:
+        """Whether a waiting request may enter now.
+
+        Args:
+            request: The request.
+            group: Its group, if it is a member of one.
+            ready: Whether vLLM has nothing against it.
+        """
+        held = group is not None and group.wanted and request.num_tokens == 1
+        if group is None or (group.selective and request is group.conditional and not held):
+            return ready and self._admits_alone(group)
+        if request.num_tokens == 1 or not _unblocked(group):
+            # A single token cannot be held back: it comes in with the last token of the others.
+            self._close(group.first is None and _unblocked(group))
+            return False
+        if group.is_open:
+            self._promised -= 1
+            return ready
+        if request is not group.first or self._closed or not ready:
+            return False
+        missing = group.missing
+        if self._free() < len(missing) or not self._fits(missing):
+            self._close(True)
+            return False
+        self._promised += len(missing) - 1
+        return True
+
+    def _admits_alone(self, group: Group | None) -> bool:
+        reserved = self._reserved
+        if group is not None:
+            reserved = max(reserved, len(group.plan.companions))
+        if self._closed or self._free() - reserved < 1:
+            self._close(True)
+            return False
+        return True
+
+    def _close(self, closes: bool) -> None:
+        """Let no newcomer in any more; members of groups of which a part runs still may."""
+        self._closed |= closes
+        if self._closed and not self._promised:
+            self.scheduler.max_num_active_reqs = 0
+
+    def _fits(self, missing: list[Any]) -> bool:
+        scheduler = self.scheduler
+        need = sum(full_blocks(scheduler, member.num_tokens) for member in missing)
+        need += sum(
+            full_blocks(scheduler, member.num_tokens)
+            for group in scheduler.each_group()
+            if group.is_open
+            for member in group.missing
+        )
+        return not scheduler.running or need <= int(scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    def _let_in_late(self) -> None:
+        """Let in members that have little to compute, in the very step in which their group samples."""
+        scheduler = self.scheduler
+        if scheduler.pause_state == PauseState.PAUSED_ALL:
+            return
+        self._count_places()
+        spare = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() - self._need()
+        for group in scheduler.each_group():
+            missing = group.missing
+            if not (group.wanted and group.companions and missing and _unblocked(group)):
+                continue
+            running = [member for member in group.members if member not in missing]
+            if not running and scheduler.pause_state != PauseState.UNPAUSED:
+                continue
+            if not all(left(member) == 1 for member in running) or not self._may_join(group, missing):
+                continue
+            places = self._free() + (len(missing) if group.is_open else 0)
+            need = sum(full_blocks(scheduler, member.num_tokens) for member in missing)
+            if places < len(missing) or need > spare or not self._loras_fit(missing):
+                continue
+            promised = len(missing) if group.is_open else 0
+            for member in missing:
+                self._let_in(group, member)
+            self._promised -= promised
+            spare -= need
+        self._order()
+
+    def _may_join(self, group: Group, missing: list[Any]) -> bool:
+        """Whether members can come in without a prefill of their own."""
+        for member in missing:
+            if member.num_output_tokens or member.num_stale_output_tokens:
+                return False
+            if member.num_tokens > 1:
+                hit = self._hit(member)[1] if group.selective else 0
+                if not group.selective or member.num_tokens - hit > CATCH_UP:
+                    return False
+        return True
+
+    def _hit(self, request: Any) -> Any:
+        """The prefix cache's blocks of a request, and how many tokens they hold."""
+        return self.scheduler.kv_cache_manager.get_computed_blocks(request)
+
+    def _loras_fit(self, missing: list[Any]) -> bool:
+        config = self.scheduler.lora_config
+        if not config:
+            return True
+        adapters = {r.lora_request.lora_int_id for r in [*self.scheduler.running, *missing] if r.lora_request}
+        return len(adapters) <= int(config.max_loras)
+
+    def _let_in(self, group: Group, request: Any) -> None:
+        scheduler = self.scheduler
+        blocks, hit, *_ = self._hit(request)
+        if request.status == RequestStatus.PREEMPTED:
+            scheduler.finished_req_ids.add(request.request_id)  # the worker forgets it and meets it anew
+        scheduler.waiting.remove_requests([request])
+        scheduler.deferred_waiting.discard(request)
+        if hit:
+            tokens = request.num_tokens - hit
+            given = scheduler.kv_cache_manager.allocate_slots(
+                request, tokens, num_new_computed_tokens=hit, new_computed_blocks=blocks
+            )
+            assert given is not None
+        scheduler.kv_cache_manager.record_prefix_cache_stats(request, hit)
+        if request.prefill_stats is not None:
+            request.prefill_stats.set(
+                num_prompt_tokens=request.num_prompt_tokens, num_local_cached_tokens=hit, num_external_cached_tokens=0
+            )
+        request.status = RequestStatus.RUNNING
+        request.num_computed_tokens = hit
+        request.is_prefill_chunk = True
+        group.fresh.add(request.request_id)
+        scheduler.running.append(request)
+        if scheduler.log_stats:
+            request.record_event(EngineCoreEventType.SCHEDULED, time.monotonic())
+
+    # ------------------------------------------------------------------------------------------------------- release
+    def _release(self) -> None:
+        """Say which groups sample: all members run, and what they have left fits into the budget together."""
+        scheduler = self.scheduler
+        budget, threshold = self._budget(), scheduler.scheduler_config.long_prefill_token_threshold
+        for group, requests in self._units():
+            tokens = sum(left(request) for request in requests)
+            if group is None or not group.wanted:
+                budget -= min(tokens, budget)
+            elif _ready(group) and tokens <= budget:
+                if all(left(member) <= threshold or threshold <= 0 for member in requests):
+                    self.released.add(group.conditional.request_id)
+                budget -= tokens
+            else:
+                budget -= min(tokens, budget)
+
+    def _units(self) -> Iterator[tuple[Group | None, list[Any]]]:
+        """Running requests by themselves, and groups as a whole where their conditional stands."""
+        scheduler = self.scheduler
+        for request in scheduler.running:
+            group = scheduler.groups.get(request.request_id)
+            if group is None or not _ready(group):
+                yield group, [request]
+            elif request is group.conditional:
+                yield group, group.members
+
+
+def _ready(group: Group) -> bool:
+    """Whether all members run and the conditional has one token left, its companions few."""
+    if not group.wanted or not group.companions or group.missing:
+        return False
+    return left(group.conditional) == 1 and all(left(companion) <= CATCH_UP for companion in group.companions)
+
+
+def _unblocked(group: Group) -> bool:
+    """Whether nothing but room keeps the members from running: no grammar still compiling, no output in flight."""
+    kinds = {RequestStatus.WAITING, RequestStatus.PREEMPTED, RequestStatus.RUNNING}
+    return all(member.status in kinds for member in group.members)

@@ -1,0 +1,205 @@
+"""Many requests, few seats and a cache so small that preemption never ends; `make stress` runs it for many seeds.
+
+Every answer is compared with the Hugging Face engine's, and nothing may be left behind in the engine.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import lmguide as lg
+from tests.vllm.client import Client
+from tests.vllm.reference import Reference
+from tests.vllm.runners import prepare
+from tests.vllm.served import ENVIRONMENT, VOCAB, save_model, server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from lmguide import Guidance
+
+SEEDS = int(os.environ.get("LMGUIDE_STRESS_SEEDS", "20"))
+RUNNER = os.environ.get("LMGUIDE_STRESS_RUNNER", "v1")
+SOAK = int(os.environ.get("LMGUIDE_SOAK_REQUESTS", "1000"))
+MOST_STEPS = 20_000
+LONGEST = 110
+SETTINGS: dict[str, dict[str, Any]] = {
+    "first come": {"scheduling_policy": "fcfs", "num_gpu_blocks_override": 19},
+    "priorities": {"scheduling_policy": "priority", "num_gpu_blocks_override": 19},
+    "no prefix cache": {"scheduling_policy": "fcfs", "num_gpu_blocks_override": 19, "enable_prefix_caching": False},
+    "roomier": {"scheduling_policy": "priority", "num_gpu_blocks_override": 40},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    save_model(path)
+    return path
+
+
+@pytest.fixture
+def make_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    def make(**options: Any) -> Any:
+        for name, value in (ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}).items():
+            monkeypatch.setenv(name, value)
+        prepare(RUNNER)
+        from vllm import LLM
+
+        common = {"dtype": "float32", "enforce_eager": True, "gpu_memory_utilization": 0.1, "block_size": 32}
+        sizes = {"max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 64}
+        return LLM(str(folder), **common, **sizes, **options).llm_engine
+
+    return make
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.timeout(3600, method="signal")
+def test_nothing_breaks_under_pressure(folder: Path, setting: str, make_engine: Callable[..., Any]) -> None:
+    engine, reference = make_engine(**SETTINGS[setting]), Reference(folder)
+    for seed in range(SEEDS):
+        _run(engine, reference, seed, setting)
+
+
+@pytest.mark.timeout(600, method="signal")
+def test_pausing_drains_groups_and_resuming_goes_on(folder: Path, make_engine: Callable[..., Any]) -> None:
+    from vllm import SamplingParams
+    from vllm.v1.core.sched.interface import PauseState
+
+    engine, reference, draw = make_engine(num_gpu_blocks_override=40), Reference(folder), random.Random(0)
+    scheduler = engine.engine_core.engine_core.scheduler
+    requests = [_guided(draw, suffixes=RUNNER == "v1") for _ in range(24)]
+    done = {}
+    for number, (prompt, arguments, _, tokens) in enumerate(requests):
+        params = SamplingParams(temperature=0, max_tokens=tokens, extra_args=arguments)
+        engine.add_request(f"r{number}", {"prompt_token_ids": prompt}, params)
+    steps = 0
+    while engine.has_unfinished_requests() and (steps := steps + 1) < MOST_STEPS:
+        if steps % 7 == 0:
+            scheduler.set_pause_state(PauseState.PAUSED_NEW)
+        if scheduler.pause_state != PauseState.UNPAUSED and not scheduler.get_num_unfinished_requests():
+            scheduler.set_pause_state(PauseState.UNPAUSED)
+        done |= {output.request_id: output.outputs[0].token_ids for output in engine.step() if output.finished}
+    for number, (prompt, _, method, tokens) in enumerate(requests):
+        assert reference.answer(prompt, method, tokens).agrees(done[f"r{number}"])
+    assert scheduler.total_counts["lockstep_errors"] == scheduler.total_counts["failed_requests"] == 0
+
+
+@pytest.mark.skipif(RUNNER != "v1", reason="the server runs what vLLM itself would")
+@pytest.mark.timeout(3600, method="signal")
+def test_nothing_is_left_after_many_requests_and_clients_that_leave(folder: Path) -> None:
+    options = ("--max-num-seqs", "8", "--num-gpu-blocks-override", "28", "--max-num-batched-tokens", "64")
+    with server(folder, *options) as address, ThreadPoolExecutor(24) as pool:
+        client = Client(address)
+        list(pool.map(lambda seed: _visit(client, random.Random(seed)), range(SOAK)))
+        client.tokens([5], max_tokens=1)  # gauges move when something runs
+        metrics = client.metrics()
+    assert metrics["vllm:num_requests_running"] == metrics["vllm:num_requests_waiting"] == 0
+    assert metrics["vllm:kv_cache_usage_perc"] == 0
+    assert metrics["lmguide:lockstep_errors_total"] == metrics["lmguide:failed_requests_total"] == 0
+    assert metrics["lmguide:groups_total"] > SOAK / 2
+
+
+def _visit(client: Client, draw: random.Random) -> None:
+    """One request, guided in three of four cases; one client in ten leaves in the middle."""
+    prompt, arguments, _, tokens = _guided(draw, suffixes=True) if draw.random() < 0.75 else _plain(draw)
+    if draw.random() < 0.9:
+        client.tokens(prompt, arguments, max_tokens=tokens, temperature=draw.choice([0, 1]))
+        return
+    for place, _ in enumerate(client.stream(prompt, arguments, max_tokens=100, ignore_eos=True)):
+        if place == 3:
+            break
+
+
+def _run(engine: Any, reference: Reference, seed: int, setting: str) -> None:
+    from vllm import SamplingParams
+
+    scheduler = engine.engine_core.engine_core.scheduler
+    draw = random.Random(seed)
+    suffixes = RUNNER == "v1" and SETTINGS[setting].get("enable_prefix_caching", True)
+    requests = [_guided(draw, suffixes) for _ in range(32)] + [_plain(draw) for _ in range(12)]
+    draw.shuffle(requests)
+    scheduler.total_counts.clear()
+    waiting, steps = list(range(len(requests))), 0
+    aborted: set[int] = set()
+    done: dict[int, list[int]] = {}
+    while waiting or engine.has_unfinished_requests():
+        for _ in range(draw.choice([0, 0, 1, 3, 8])):
+            if waiting:
+                number = waiting.pop()
+                prompt, arguments, _, tokens = requests[number]
+                params = SamplingParams(temperature=0, max_tokens=tokens, extra_args=arguments or None)
+                priority = draw.randrange(3) if "priority" in str(SETTINGS[setting]) else 0
+                engine.add_request(f"r{number}", {"prompt_token_ids": prompt}, params, priority=priority)
+        for output in engine.step():
+            if output.finished:
+                done[int(output.request_id[1:])] = list(output.outputs[0].token_ids)
+        steps += 1
+        assert steps < MOST_STEPS, _state(scheduler)
+        if draw.random() < 0.08 and len(aborted) < 8:
+            live = [n for n in range(len(requests)) if n not in waiting and n not in done and n not in aborted]
+            if live:
+                number = draw.choice(live)
+                aborted.add(number)
+                engine.abort_request([f"r{number}"])
+        if draw.random() < 0.004:
+            scheduler.reset_prefix_cache(reset_running_requests=True)
+    for _ in range(3):
+        engine.step()
+    counts = dict(scheduler.total_counts)
+    print(f"{setting}, seed {seed}: {steps} steps, {len(done)} done, {len(aborted)} aborted, {counts}", flush=True)
+    wrong = [
+        (number, requests[number][:2])
+        for number, tokens in done.items()
+        if number not in aborted and not reference.answer(requests[number][0], *requests[number][2:]).agrees(tokens)
+    ]
+    assert wrong == []
+    assert set(done) | aborted == set(range(len(requests)))
+    assert counts.get("lockstep_errors", 0) == counts.get("failed_requests", 0) == 0
+    pool = scheduler.kv_cache_manager.block_pool
+    assert not (scheduler.requests or scheduler.groups or scheduler.running or len(scheduler.waiting))
+    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+
+
+def _guided(draw: random.Random, suffixes: bool) -> tuple[list[int], dict[str, Any], Guidance, int]:
+    prompt = _ids(draw, draw.choice([1, 2, 17, 33, 60]))
+    shared = _ids(random.Random(1), draw.choice([33, 65]))  # but for one token, the prefix cache may hold all of it
+    negative = draw.choice([None, _ids(draw, 1), _ids(draw, 31), _ids(draw, 33), _ids(draw, 60), shared])
+    scale, tokens = draw.choice([0.5, 1.5, 3.0]), draw.randrange(5, LONGEST)
+    context = None if negative is None else tuple(negative)
+    arguments: dict[str, Any] = {"guidance_scale": scale}
+    if negative is not None:
+        arguments["negative_prompt_ids"] = negative
+    match draw.randrange(8):
+        case 0 if suffixes:  # elsewhere a suffix is refused
+            arguments = {"guidance": f"suffix_cfg:guidance_scale={scale},suffix=[7, 8],entropy_threshold=3.5"}
+            return prompt, arguments, lg.SuffixCFG(scale, (7, 8), 3.5), min(tokens, 20)
+        case 1:
+            texts = ("A tale of the sea:", "A tale of space: The captain")
+            arguments = {"guidance_scale": scale, "negative_prompts": list(texts), "negative_weights": [0.5, 0.25]}
+            return prompt, arguments, lg.PromptMixture(texts, (-0.5, -0.25), scale - 1), tokens
+        case 2 | 3 | 4:
+            arguments["entropy_threshold"] = 3.5
+            return prompt, arguments, lg.SelectiveCFG(scale, context, entropy_threshold=3.5), tokens
+    return prompt, arguments, lg.CFG(scale, context), tokens
+
+
+def _plain(draw: random.Random) -> tuple[list[int], dict[str, Any], None, int]:
+    return _ids(draw, draw.choice([1, 20, 60, 100])), {}, None, draw.randrange(5, LONGEST)
+
+
+def _ids(draw: random.Random, length: int) -> list[int]:
+    return [draw.randrange(4, VOCAB) for _ in range(length)]
+
+
+def _state(scheduler: Any) -> list[object]:
+    return [dict(scheduler.total_counts)] + [
+        (request.request_id, request.status.name, request.num_tokens, request.num_computed_tokens)
+        for request in scheduler.requests.values()
+    ]

@@ -1,0 +1,104 @@
+"""The arithmetic of a batch of requests: each guided row is the library's own step, whatever shares the batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import lmguide as lg
+from lmguide.schedules import Progress
+from lmguide.step import guided_step
+from lmguide.vllm import combine
+from lmguide.vllm.combine import Guided, guide, wanting
+from lmguide.vllm.parameters import read
+from lmguide.vllm.plan import Law, Served, make_plan, read_row, row_arguments
+
+if TYPE_CHECKING:
+    import pytest
+
+VOCAB = 50
+ARGUMENTS: list[dict[str, Any]] = [
+    {"guidance_scale": 2.0},
+    {"guidance_scale": 0.5},
+    {"guidance_scale": 3.0, "entropy_threshold": 3.4},
+    {"guidance_scale": 3.0, "guidance_schedule": "linear"},
+    {"guidance": "apg:guidance_scale=3"},
+    {"guidance_scale": 3.0, "negative_prompts": ["a", "b"]},
+    {"guidance": ["cfg:guidance_scale=2", "tpg:guidance_scale=3"]},
+    {"guidance_scale": 3.0, "guidance_gate": "period:every=2"},
+]
+
+
+def _law(**arguments: Any) -> Law:
+    requested = read(arguments)
+    assert requested is not None
+    plan = make_plan(requested, [5, 6, 7], Served(512, 0, lg.bundled("tales")[1], 64))
+    row = read_row(row_arguments("r", 0, plan, 20))
+    assert row is not None and row.law is not None
+    return row.law
+
+
+def _batch() -> tuple[torch.Tensor, list[Guided]]:
+    """Two requests of each kind, their rows in any order between rows of others."""
+    laws = [_law(**arguments) for arguments in ARGUMENTS * 2]
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(sum(1 + law.companions for law in laws) + 5, generator=generator).tolist()
+    logits = 2 * torch.randn(len(order), VOCAB, generator=generator)
+    batch = []
+    for number, law in enumerate(laws):
+        rows = [order.pop() for _ in range(1 + law.companions)]
+        batch.append(Guided(law, rows[0], tuple(rows[1:]), step=number))
+    return logits, batch
+
+
+def _alone(logits: torch.Tensor, guided: Guided) -> torch.Tensor:
+    """The step of one request by itself."""
+    laws = logits.log_softmax(-1)
+    law = guided.law
+
+    def fetch(method: int) -> dict[str, torch.Tensor]:
+        return {name: laws[[guided.companions[number]]] for name, number in law.wiring[method].items()}
+
+    progress = Progress(guided.step, law.total)
+    return guided_step(laws[[guided.row]], law.methods, law.strengths, fetch, progress).scores[0]
+
+
+def test_each_row_is_its_own_step() -> None:
+    logits, batch = _batch()
+    before = logits.clone()
+    assert guide(logits, batch) == [None] * len(batch)
+    heads = {guided.row for guided in batch}
+    for guided in batch:
+        torch.testing.assert_close(logits[guided.row], _alone(before, guided), rtol=1e-6, atol=1e-6)
+    others = [row for row in range(len(logits)) if row not in heads]
+    assert torch.equal(logits[others], before[others])
+
+
+def test_conditionals_that_run_alone_ask_when_their_gate_is_open() -> None:
+    law = _law(guidance_scale=3.0, entropy_threshold=1.0)
+    logits = torch.tensor([[0.0] * VOCAB, [50.0] + [0.0] * (VOCAB - 1)])
+    assert wanting(logits, [Guided(law, row, (), 0) for row in range(2)]) == [True, False]
+
+
+def test_off_by_schedule_does_not_ask() -> None:
+    law = _law(guidance_scale=3.0, entropy_threshold=1.0, guidance_schedule="window:start=4")
+    logits = torch.zeros(1, VOCAB)
+    assert [wanting(logits, [Guided(law, 0, (), step)])[0] for step in (3, 4)] == [False, True]
+
+
+def test_a_fault_stays_with_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, batch = _batch()
+    before = logits.clone()
+    healthy = combine._guide_bucket
+
+    def faulty(logits: torch.Tensor, bucket: Any, judges: Any) -> None:
+        if any(guided is batch[0] for guided in bucket):
+            raise RuntimeError("no")
+        healthy(logits, bucket, judges)
+
+    monkeypatch.setattr(combine, "_guide_bucket", faulty)
+    faults = guide(logits, batch)
+    assert [fault is not None for fault in faults] == [True] + [False] * (len(batch) - 1)
+    assert torch.equal(logits[batch[0].row], before[batch[0].row])
+    torch.testing.assert_close(logits[batch[8].row], _alone(before, batch[8]))

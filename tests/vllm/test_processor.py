@@ -1,0 +1,163 @@
+"""The processor in both of its roles, without an engine: rows of runner V1, slots of V2 by a context of our own."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+import lmguide as lg
+from lmguide.vllm.parameters import read
+from lmguide.vllm.plan import Served, make_plan, row_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+pytestmark = [
+    pytest.mark.xdist_group("vllm"),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+VOCAB = 40
+
+
+@pytest.fixture(scope="module")
+def processors() -> Iterator[ModuleType]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own, at its import
+        from lmguide.vllm import plugin, processor
+
+        plugin.register()
+        yield processor
+
+
+def _params(group: str, number: int, scale: float = 2.0) -> SimpleNamespace:
+    requested = read({"guidance_scale": scale, "entropy_threshold": 1.0})
+    assert requested is not None
+    plan = make_plan(requested, [5, 6], Served(VOCAB, 0, lg.bundled("tales")[1], 64))
+    arguments = row_arguments(group, number, *((plan, 20, True) if number == 0 else ()))
+    return SimpleNamespace(extra_args=arguments)
+
+
+def _guided(logits: torch.Tensor, row: int, companion: int, scale: float) -> torch.Tensor:
+    laws = logits.log_softmax(-1)
+    return (laws[companion] + scale * (laws[row] - laws[companion])).log_softmax(-1)
+
+
+def test_rows(processors: ModuleType) -> None:
+    from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+
+    processor = processors.GuidanceProcessor(None, torch.device("cpu"), False)
+    added: list[Any] = [
+        (0, _params("a", 0, 2.0), [5], []),
+        (1, SimpleNamespace(extra_args=None), [5], []),
+        (2, _params("a", 1), [5], []),
+        (3, _params("b", 1), [5], []),
+        (4, _params("b", 0, 3.0), [5], []),
+        (5, _params("c", 0, 3.0), [5], []),
+    ]
+    processor.update_state(BatchUpdate(batch_size=6, removed=[], added=added, moved=[]))
+    logits = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    after = processor.guide_rows(logits)
+    torch.testing.assert_close(after[0], _guided(before, 0, 2, 2.0))
+    torch.testing.assert_close(after[4], _guided(before, 4, 3, 3.0))
+    assert torch.equal(after[[1, 2, 3, 5]], before[[1, 2, 3, 5]])
+    assert processor.wanting == [5]  # it has no companion in this batch, and is not sure
+    sampled = torch.arange(6)[:, None]
+    processor.copy_tokens(sampled)
+    assert sampled[:, 0].tolist() == [0, 1, 0, 4, 4, 5]
+
+    moved = [(4, 1, MoveDirectionality.UNIDIRECTIONAL), (0, 3, MoveDirectionality.SWAP)]
+    processor.update_state(BatchUpdate(batch_size=4, removed=[1, 4, 5], added=[], moved=moved))
+    assert {row: (seat.group, seat.number) for row, (seat, *_) in processor.seats.items()} == {
+        0: ("b", 1),
+        2: ("a", 1),
+        3: ("a", 0),
+    }
+
+
+def test_slots(processors: ModuleType) -> None:
+    states = SimpleNamespace(prompt_len=SimpleNamespace(np=np.array([9, 9, 4, 2, 9, 9])))
+    processor = processors.GuidanceProcessor(None, states)
+    assert processor.add_request(2, _params("a", 0, 2.0)) is False
+    assert processor.add_request(3, _params("a", 1)) is False
+    assert processor.add_request(1, SimpleNamespace(extra_args={})) is False
+    batch = SimpleNamespace(idx_mapping_np=np.array([3, 1, 2]), seq_lens_cpu_upper_bound=torch.tensor([5, 9, 7]))
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0)).bfloat16()
+    after = processor.guide_slots(logits, batch)
+    assert after.dtype == torch.float32
+    torch.testing.assert_close(after[2], _guided(logits.float(), 2, 0, 2.0))
+    assert torch.equal(after[:2], logits[:2].float())
+    sampled = torch.tensor([[7], [8], [9]])
+    processor.copy_tokens(sampled)
+    assert sampled[:, 0].tolist() == [9, 8, 9]
+
+    processor.add_request(2, SimpleNamespace(extra_args=None))  # the slot's next request is not guided
+    assert processor.guide_slots(logits, batch) is logits
+
+
+def test_nothing_is_left_for_apply(processors: ModuleType) -> None:
+    processor = processors.GuidanceProcessor(None, torch.device("cpu"), False)
+    logits = torch.zeros(1, VOCAB)
+    assert processor.apply(logits) is logits
+    assert processor.apply(logits, SimpleNamespace()) is logits
+    assert processor.is_argmax_invariant()
+
+
+def test_a_fault_shows_in_the_token(processors: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.sample.logits_processor.interface import BatchUpdate
+
+    processor = processors.GuidanceProcessor(None, torch.device("cpu"), False)
+    added: list[Any] = [(0, _params("a", 0), [5], []), (1, _params("a", 1), [5], [])]
+    processor.update_state(BatchUpdate(batch_size=2, removed=[], added=added, moved=[]))
+    monkeypatch.setattr(processors.combine, "guide", lambda logits, batch, judges: [RuntimeError("no")])
+    processor.guide_rows(torch.zeros(2, VOCAB))
+    for token in (0, VOCAB - 1):
+        sampled = torch.tensor([[token], [token]])
+        processor._spoilt, processor._copies = [1], [(0, 1)]
+        processor.copy_tokens(sampled)
+        assert sampled[0] == token
+        assert sampled[1] != token
+        assert 0 <= int(sampled[1]) < VOCAB
+
+
+def test_logits_pass_through_a_change_for_a_while(processors: ModuleType) -> None:
+    model = torch.nn.Linear(2, 2)
+    model.compute_logits = None  # type: ignore[assignment]
+
+    class Model(torch.nn.Module):
+        def compute_logits(self, states: torch.Tensor) -> torch.Tensor:
+            return states + 1
+
+    served = Model()
+    with processors.patches.logits_through(served, lambda logits: 2 * logits):
+        assert served.compute_logits(torch.zeros(1)) == 2
+    assert served.compute_logits(torch.zeros(1)) == 1
+
+
+def test_another_shape_is_refused(processors: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    patches = processors.patches
+    for kind in patches.SHAPES:
+        patches.check_shapes(kind)
+    monkeypatch.setitem(
+        patches.SHAPES, "rows", {"vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample": ("self", "x")}
+    )
+    with pytest.raises(RuntimeError, match="to take"):
+        patches.check_shapes("rows")
+    monkeypatch.setitem(patches.SHAPES, "rows", {"vllm.v1.worker.gpu_model_runner:GPUModelRunner.gone": ()})
+    with pytest.raises(RuntimeError, match="gone"):
+        patches.check_shapes("rows")
+
+
+def test_another_release_is_refused(processors: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors.patches, "served_version", lambda: "0.99.1")
+    with pytest.raises(ValueError, match=r"guidance: expected vLLM 0\.32, got 0\.99\.1"):
+        processors.GuidanceProcessor.validate_params(SimpleNamespace(extra_args={"guidance_scale": 2.0}))
+    processors.GuidanceProcessor.validate_params(SimpleNamespace(extra_args={"guidance_scale": 1.0}))

@@ -1,0 +1,188 @@
+"""`lmguide serve`: what it refuses before a model is loaded, what it hands to vLLM, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lmguide.cli import main
+from lmguide.vllm import patches, preflight
+from tests.vllm.client import Client
+from tests.vllm.served import ENVIRONMENT, free_port, save_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.xdist_group("vllm"),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+OPTIONS = ("--dtype", "float32", "--max-model-len", "256", "--block-size", "32", "--gpu-memory-utilization", "0.1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    save_model(path)
+    return path
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The options of servers that would have started."""
+    for name, value in (ENVIRONMENT | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}).items():
+        monkeypatch.setenv(name, value)
+    started: list[Any] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own, at its import
+        from vllm.entrypoints.cli.serve import ServeSubcommand
+
+        monkeypatch.setattr(ServeSubcommand, "cmd", staticmethod(started.append))
+        yield started
+
+
+def test_options_go_to_vllm(folder: Path, served: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["serve", str(folder), *OPTIONS, "--port", "8123", "--served-model-name", "m", "--no-async-scheduling"]
+    assert main(words) == 0
+    (options,) = served
+    assert (options.model, options.port, options.served_model_name) == (str(folder), 8123, ["m"])
+    line = "model runner V1; steps that a gate leaves alone skip the companion's forward pass\n"
+    assert line in capsys.readouterr().err
+
+
+def test_guides_are_told_to_the_workers(folder: Path, served: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    guides = ["--lmguide-guide", "mood=some/guide", "--lmguide-guide=topic=other", "--lmguide-guide-cache", "0.5"]
+    words = ["serve", str(folder), *OPTIONS, *guides, "--additional-config", '{"mine": 1}', "--port", "8123"]
+    assert main(words) == 0
+    told = {"guides": {"mood": "some/guide", "topic": "other"}, "guide_cache_gib": 0.5}
+    assert served[0].additional_config == {"mine": 1, "lmguide": told}
+    assert served[0].port == 8123
+    assert capsys.readouterr().err.splitlines()[-1].endswith("; guides: mood, topic")
+
+
+REFUSED = {
+    "--lmguide-guide mood": ("--lmguide-guide: expected NAME=MODEL, got 'mood'.",),
+    "--lmguide-guide mood=some/guide --lmguide-guide-cache 0": ("guide_cache_gib: expected",),
+    "--max-num-seqs 1": ("Guidance needs two sequences at a time. Raise --max-num-seqs.",),
+    "--runner pooling": ("Guidance needs a model that generates.",),
+    "--no-such-option": None,
+    '--speculative-config {"method":"ngram","num_speculative_tokens":2,"prompt_lookup_max":2} --max-num-seqs 1': (
+        "Guidance does not go with speculative decoding. Start without --speculative-config.",
+        "Guidance needs two sequences at a time.",
+    ),
+    '--kv-transfer-config {"kv_connector":"ExampleConnector","kv_role":"kv_both"}': (
+        "Guidance does not go with a KV connector. Start without --kv-transfer-config.",
+    ),
+}
+
+
+@pytest.mark.parametrize("options", REFUSED)
+def test_what_does_not_go_with_guidance_is_refused(
+    options: str, folder: Path, served: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["serve", str(folder), *OPTIONS, *options.split()]
+    expected = REFUSED[options]
+    if expected is None:  # vLLM's own parser says what is wrong
+        with pytest.raises(SystemExit, match="^2$"):
+            main(words)
+    else:
+        assert main(words) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("lmguide: error: ")
+        assert all(sentence in last for sentence in expected)
+    assert not served
+
+
+def test_a_guide_is_refused_where_workers_know_the_text_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "refusals", lambda config: [])
+    config = SimpleNamespace(
+        use_v2_model_runner=True,
+        scheduler_config=SimpleNamespace(async_scheduling=False),
+        additional_config={"lmguide": {"guides": {"mood": "some/guide"}}},
+    )
+    with pytest.raises(ValueError, match="^A guide judges what was written"):
+        preflight.check_server(config)
+
+
+def test_a_plugin_that_would_not_load_is_refused(served: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    preflight.check_plugin()
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="^VLLM_PLUGINS: expected lmguide among"):
+        patch.setenv("VLLM_PLUGINS", "other")
+        preflight.check_plugin()
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"^vllm.general_plugins: expected the entry"):
+        patch.setattr(preflight, "entry_points", lambda group: importlib.metadata.EntryPoints())
+        preflight.check_plugin()
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"^guidance: expected vLLM 0.32, got 0.31.4"):
+        patch.setattr(patches, "served_version", lambda: "0.31.4")
+        preflight.check_plugin()
+    with monkeypatch.context() as patch, pytest.raises(ImportError, match="^vLLM is not installed"):
+        patch.setattr(patches, "served_version", lambda: None)
+        preflight.check_plugin()
+    shape = {"vllm.v1.core.sched.scheduler:Scheduler.schedule": ("self", "another")}
+    with monkeypatch.context() as patch, pytest.raises(ImportError, match=r"^lmguide: expected vllm.v1.core"):
+        patch.setitem(patches.SHAPES, "scheduler", shape)
+        preflight.check_plugin()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240, method="signal")
+def test_it_serves_until_it_is_interrupted(folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    words = ["serve", str(folder), *OPTIONS, "--enforce-eager", "--served-model-name", "m", "--port", str(port)]
+    command = [sys.executable, "-m", "lmguide", *words, "--host", "127.0.0.1", "--num-gpu-blocks-override", "28"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _await(f"http://127.0.0.1:{port}/health", process)
+        client = Client(f"http://127.0.0.1:{port}")
+        guided = client.tokens("A tale of the sea:", {"guidance_scale": 3.0})
+        assert guided != client.tokens("A tale of the sea:")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) in {0, 130}
+        assert _ended(process.pid)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+    text = (tmp_path / "log").read_text(errors="replace")
+    assert "Traceback" not in text, text
+
+
+def _ended(group: int) -> bool:
+    """Whether nothing that was started is left, after a moment."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _await(address: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=2).close()
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    raise RuntimeError(f"the server did not start: {process.returncode}")
