@@ -229,9 +229,12 @@ class Guides:
 
     def _fits(self, context: ClassPosterior, texts: Sequence[Text]) -> bool:
         copies = len(context.codes or _codes_of(self._models[str(context.guide)][0]))
-        width = max(len(text.ids) for text in texts)
-        width = max([width, *(cohort.reader.width for cohort in self._cohorts.get(context, ()))])
-        return self._held() + len(texts) * self._bytes(context, copies, width) <= self._limit
+        readers = [cohort.reader for cohort in self._cohorts.get(context, ())]
+        width = max([*(len(text.ids) for text in texts), *(reader.width for reader in readers)])
+        padded = sum(reader.rows * (width - reader.width) for reader in readers) * (
+            self._bytes(context, copies, 1) - self._bytes(context, copies, 0)
+        )
+        return self._held() + padded + len(texts) * self._bytes(context, copies, width) <= self._limit
 
     def _held(self) -> float:
         """Bytes of what all cohorts keep."""

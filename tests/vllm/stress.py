@@ -75,7 +75,7 @@ def test_pausing_drains_groups_and_resuming_goes_on(folder: Path, make_engine: C
     engine, reference, draw = make_engine(num_gpu_blocks_override=40), Reference(folder), random.Random(0)
     scheduler = engine.engine_core.engine_core.scheduler
     requests = [_guided(draw, suffixes=RUNNER == "v1") for _ in range(24)]
-    done = {}
+    done: dict[str, Any] = {}
     for number, (prompt, arguments, _, tokens) in enumerate(requests):
         params = SamplingParams(temperature=0, max_tokens=tokens, extra_args=arguments)
         engine.add_request(f"r{number}", {"prompt_token_ids": prompt}, params)

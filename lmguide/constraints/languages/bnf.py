@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmguide.constraints.extras import grammar_extra
 
@@ -43,6 +45,31 @@ class Rules:
     ignored: tuple[str, ...]
 
 
+class _EnoughCollisions:
+    """Tells Lark that it has looked for collisions of terminals already."""
+
+    def count_marked_pairs(self) -> int:
+        """More than it would ever show."""
+        return sys.maxsize
+
+
+@lru_cache
+def _reader() -> Any:
+    """Lark, which does not look for terminals that collide.
+
+    It does so where the package interegular happens to be installed, for minutes and in gigabytes on grammars of whole
+    languages, and only to log what it finds.
+    """
+    lark: Any = grammar_extra("lark")
+    base: Any = lark.Lark
+
+    class Reader(base):  # type: ignore[misc]
+        def _build_lexer(self, dont_ignore: bool = False) -> Any:
+            return lark.lexer.BasicLexer(self.lexer_conf, _EnoughCollisions())
+
+    return Reader
+
+
 def read_lark(text: str, start: str = "start", ascii_case: bool = False) -> Rules:
     r"""The rules of a Lark grammar.
 
@@ -63,7 +90,7 @@ def read_lark(text: str, start: str = "start", ascii_case: bool = False) -> Rule
     lark = grammar_extra("lark")
     try:
         # No parser: Lark's would refuse what is ambiguous. The rules are all that is wanted.
-        grammar = lark.Lark(text, parser=None, lexer="basic", start=start, maybe_placeholders=False)
+        grammar = _reader()(text, parser=None, lexer="basic", start=start, maybe_placeholders=False)
     except lark.exceptions.LarkError as error:
         raise ValueError(f"text: expected Lark's notation, got {error}. Correct it there.") from error
     bodies: dict[str, list[tuple[Symbol, ...]]] = {}
