@@ -66,18 +66,24 @@ def _run(arguments: argparse.Namespace) -> None:
         checkpoint_every=arguments.checkpoint_every,
     )
     main, processes = accelerator.is_main_process, accelerator.num_processes
+    ended = finished is not None
+    history = finished.history if finished else []
+    use = finished.task.use(arguments.out) if finished else ""
+    # The model of several processes goes before their group does: the last to hold the group would wait for its threads
+    # while these wait for the interpreter.
+    del finished
+    accelerator.free_memory()
     accelerator.end_training()
-    if finished is None:
+    if not ended:
         again = "the same command and --resume"
         if processes == 1:
             words = [word for word in arguments.words if word != "--resume"]
             again = shlex.join(["lmguide", *words, "--resume"])
         raise KeyboardInterrupt(f"Continue with: {again}")
     if main:
-        if finished.history:
-            metrics = {name: value for name, value in finished.history[-1].items() if name != "step"}
-            print(told(metrics))
-        print(f"Saved in {arguments.out}. Use it:  {finished.task.use(arguments.out)}")
+        if history:
+            print(told({name: value for name, value in history[-1].items() if name != "step"}))
+        print(f"Saved in {arguments.out}. Use it:  {use}")
 
 
 def _from(arguments: argparse.Namespace, kind: type[Any], **others: Any) -> Any:
