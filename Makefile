@@ -13,6 +13,9 @@ LOG    := $(VENV)/install.log
 # Nothing here needs a model hub, and threads that fight over the cores make small models slower, not faster.
 OFFLINE := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
+# vLLM changes the logging and the streams of a process, so each of these files has one of its own.
+SERVED := $(filter-out tests/vllm/test_parallel.py,$(wildcard tests/vllm/test_*.py))
+
 .PHONY: help demo test stress lint format bench clean
 .DEFAULT_GOAL := help
 
@@ -23,9 +26,11 @@ demo: $(CORE)  ## guided text from the bundled model, side by side at several st
 	@$(OFFLINE) $(BIN)/lmguide demo
 
 test: $(DEV) $(VLLM)  ## all tests and doctests, offline (PYTEST_ADDOPTS="-k rules" runs a part)
-	@$(OFFLINE) $(BIN)/pytest -n 2 --dist loadgroup
+	@$(OFFLINE) $(BIN)/pytest -n 2 --ignore=tests/vllm
+	@for part in $(SERVED); do $(OFFLINE) $(BIN)/pytest -q -m "not slow" $$part || exit 1; done
 
 stress: $(DEV) $(VLLM)  ## the vLLM plugin under memory pressure and aborts, many seeds (half an hour)
+	@$(OFFLINE) $(BIN)/pytest -m slow tests/vllm/test_parallel.py
 	@$(OFFLINE) $(BIN)/pytest -s -W default tests/vllm/stress.py
 	@for runner in v1-async v2 v2-async; do LMGUIDE_STRESS_RUNNER=$$runner LMGUIDE_STRESS_SEEDS=2 TRITON_INTERPRET=1 \
 	    $(OFFLINE) $(BIN)/pytest -s -W default tests/vllm/stress.py || exit 1; done
