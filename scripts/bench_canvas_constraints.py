@@ -3,6 +3,7 @@
     python -m scripts.bench_canvas_constraints                  # all parts
     python -m scripts.bench_canvas_constraints --only steps --vocab 131072
     python -m scripts.bench_canvas_constraints --only lift      # automata over a large vocabulary
+    python -m scripts.bench_canvas_constraints --only search    # completions under grammars and languages
     python -m scripts.bench_canvas_constraints --only sudoku    # what rows under constraints solve
 
 The vocabulary is made up, in the likeness of a byte-level one: all bytes, numbers, white space, signs of code and
@@ -17,8 +18,10 @@ import os
 import random
 import tempfile
 import time
+import typing
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tokenizers
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -26,15 +29,20 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import lmguide as lg
 from lmguide.constraints.automaton import store
+from lmguide.constraints.context_free.chart import Column
+from lmguide.constraints.context_free.grammar import Grammar
+from lmguide.constraints.context_free.reading import productions_of
+from lmguide.constraints.languages.description import LanguageName
 from lmguide.training import sudoku
-from scripts.interleaved import Stopwatch, add_options, heading, llama, measure, set_up, table
+from scripts.bench_diffusion import MASK, denoiser_of
+from scripts.interleaved import Stopwatch, add_options, heading, measure, set_up, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lmguide.constraints import Constraint
 
-MASK, END = 4, 2
+END = 2
 FIRST = 5
 """Ids below are special tokens."""
 
@@ -61,6 +69,10 @@ CONSTRAINTS: dict[str, Constraint] = {
     "schema of 4 members": lg.JSONSchema(PERSON),
     "JSON, 3 deep": lg.JSON(),
     "JSON of any depth": lg.ContextFree(lg.JSON()),
+}
+
+GRAMMARS: dict[str, Constraint] = {"JSON of any depth": lg.ContextFree(lg.JSON())} | {
+    name: lg.Language(name) for name in typing.get_args(LanguageName)
 }
 
 
@@ -126,18 +138,42 @@ def lifting(size: int) -> str:
     return "\n".join(lines)
 
 
+def searching(size: int) -> str:
+    """CPU seconds to make each grammar over a vocabulary, and of searches for a completion.
+
+    A first search has all columns open. Then half of the columns are decided in an order by lot. For each of them one
+    of three tokens by lot or that of the completion is looked for, and what is found is the next completion.
+    """
+    tokens = vocabulary(size)
+    usable = np.array([bool(text) for text in tokens])
+    lines = ["| grammar | s to make | columns | s, all open | s, later ones |", "|---|---|---|---|---|"]
+    for name, constraint in GRAMMARS.items():
+        started = time.process_time()
+        grammar = Grammar(productions_of(constraint), tokens, usable)
+        made = time.process_time() - started
+        grammar.completed([Column(True)] * 8, [8])  # lifts what it needs
+        for width in (32, 64, 128):
+            draw, chart, seconds = random.Random(0), grammar.chart(), []
+            columns, completion = [Column(True)] * width, tuple[int, ...]()
+            for place in [None, *draw.sample(range(width), width // 2)]:
+                if place is not None:
+                    tokens_by_lot = draw.sample(range(FIRST, size), 3)
+                    columns[place] = Column(False, (*tokens_by_lot, completion[place]))
+                started = time.process_time()
+                found = chart.completed(columns, [width])
+                seconds.append(time.process_time() - started)
+                assert found is not None
+                completion = found
+                if place is not None:
+                    columns[place] = Column(False, (completion[place],))
+            later = sum(seconds[1:]) / len(seconds[1:])
+            lines.append(f"| {name} | {made:.1f} | {width} | {seconds[0]:.3f} | {later:.3f} |")
+    return "\n".join(lines)
+
+
 def steps(arguments: argparse.Namespace) -> str:
     """A block of 32 columns decoded in steps, free and under each constraint."""
-    model = llama(
-        arguments,
-        vocab_size=arguments.vocab,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=12,
-        tie_word_embeddings=True,
-    )
-    denoiser = lg.diffusion.Denoiser(model, "bidirectional", mask_token_id=MASK)
+    denoiser = denoiser_of(arguments)
     prompt = torch.randint(FIRST, arguments.vocab, (arguments.batch, arguments.prompt), device=arguments.device)
     words = tokenizer_of(vocabulary(arguments.vocab))
     found = []
@@ -158,7 +194,7 @@ def steps(arguments: argparse.Namespace) -> str:
         modes = {"free": mode(None)} | {name: mode(CONSTRAINTS[name]) for name in arguments.constraint}
         rows = measure(modes, arguments.rounds, Stopwatch(arguments.device), f"temperature {temperature}")
         found.append(f"Temperature {temperature}:\n\n{table(rows, arguments.markdown)}")
-    return heading([model], arguments) + "\n\n" + "\n\n".join(found)
+    return heading([denoiser.model], arguments) + "\n\n" + "\n\n".join(found)
 
 
 def solving(puzzles: int) -> str:
@@ -211,7 +247,7 @@ def fits(way: str, clues: str) -> bool:
 def main() -> None:
     """Run the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ["lift", "steps", "sudoku"]
+    parts = ["lift", "search", "steps", "sudoku"]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--constraint", nargs="+", choices=list(CONSTRAINTS), default=list(CONSTRAINTS))
     parser.add_argument("--batch", type=int, default=1)
@@ -227,6 +263,8 @@ def main() -> None:
     set_up(arguments)
     if "lift" in arguments.only:
         print(f"\nAutomata over 131,072 tokens, CPU seconds\n\n{lifting(131072)}")
+    if "search" in arguments.only:
+        print(f"\nCompletions over 131,072 tokens, CPU seconds\n\n{searching(131072)}")
     if "steps" in arguments.only:
         print(f"\n{arguments.steps} steps over a block of {arguments.block}: {steps(arguments)}")
     if "sudoku" in arguments.only:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lmguide.constraints.descriptions import Grammar
 from lmguide.constraints.languages.bnf import read_lark
-from lmguide.constraints.languages.layout import lay_out
+from lmguide.constraints.languages.layout import laid, lay_out
 from lmguide.constraints.languages.lexing import Lines, Place
 
 if TYPE_CHECKING:
@@ -84,4 +84,4 @@ def indented(
         names=names,
         open_words=open_words,
     )
-    return Grammar(lay_out(rules, lexing))
+    return Grammar(lay_out(laid(rules, lexing)))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmguide.constraints.context_free.chart import Column, Grammar
+from lmguide.constraints.context_free.chart import Column
+from lmguide.constraints.context_free.grammar import Grammar
 from lmguide.constraints.context_free.reading import productions_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class GrammarText:
         self.span, self.grammar = span, grammar
         self._ends, self._rest = tuple(ends), (*ends, *padding)
         self.completion: list[int] = []
+        self._charts = grammar.chart(), grammar.chart()
 
     def standing(self, canvas: Canvas) -> list[int | None]:
         """What stands in its columns; `None` where they are open."""
@@ -67,13 +69,13 @@ class GrammarText:
         """
         options = [choices.get(at, None if token is None else (token,)) for at, token in enumerate(standing)]
         ends = self._possible_ends(options)
-        for ask in (dict, likely):
+        for chart, ask in zip(self._charts, (dict, likely), strict=True):
             further = ask()
             columns = [
                 Column(True, tuple(further.get(at, ()))) if each is None else Column(False, tuple(each))
                 for at, each in enumerate(options)
             ]
-            if (text := self.grammar.completed(columns, ends)) is not None:
+            if (text := chart.completed(columns, ends)) is not None:
                 return [*text, *self._behind(options, len(text))]
         return None
 

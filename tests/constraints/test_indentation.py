@@ -119,7 +119,7 @@ def test_units_depths_and_ends() -> None:
         ('first: "a"', "text: expected a rule 'start', got none"),
         ("start: start", "text: expected a rule 'start' that derives a text, got none"),
         ('start: "(" x\nx: ")"', "text: expected RPAR in the alternative that opens its bracket, got LPAR x"),
-        ("start: NAME\nNAME: /a(?=b)/", "pattern: .*got a lookahead at position 1"),
+        ("start: NAME _NEWLINE\nNAME: /a(?=b)/\n%declare _NEWLINE", "pattern: .*got a lookahead at position 1"),
     ],
 )
 def test_what_is_no_such_grammar(text: str, words: str) -> None:

@@ -175,7 +175,7 @@ def _sqlite(text: str) -> bool:
 PARSERS: dict[str, Callable[[str], bool]] = {"python": _ast, "json": _json, "sql": _sqlite}
 
 
-def _checked(name: str, text: str) -> bool | None:
+def checked(name: str, text: str) -> bool | None:
     """What a parser of the language says, if there is one on this machine."""
     if name in PARSERS:
         return PARSERS[name](text)
@@ -188,13 +188,13 @@ def _checked(name: str, text: str) -> bool | None:
 @pytest.mark.parametrize("name", LANGUAGES)
 def test_broken_programs_are_refused(name: str) -> None:
     assert [text for text in BROKEN[name] if takes(Language(name), text)] == []  # type: ignore[arg-type]
-    assert [text for text in BROKEN[name] if _checked(name, text)] == []
-    assert _checked(name, PROGRAMS[name]) in (True, None)
+    assert [text for text in BROKEN[name] if checked(name, text)] == []
+    assert checked(name, PROGRAMS[name]) in (True, None)
 
 
 @pytest.mark.parametrize("name", ["python", "json", "sql", "go"])
 def test_what_is_drawn_parses(name: str) -> None:
-    assert [text for text in _finished(name, 40, 200) if _checked(name, text) is False] == []
+    assert [text for text in _finished(name, 40, 200) if checked(name, text) is False] == []
 
 
 # ---- Python

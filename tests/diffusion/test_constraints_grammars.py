@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import lmguide as lg
-from lmguide.constraints import JSON, Choice, Constraint, ContextFree, Grammar, Regex
+from lmguide.constraints import JSON, Choice, Constraint, ContextFree, Grammar, Language, Regex
 from lmguide.constraints.context_free.chart import Column
-from lmguide.constraints.context_free.chart import Grammar as OverTokens
+from lmguide.constraints.context_free.grammar import Grammar as OverTokens
 from lmguide.constraints.context_free.reading import productions_of
 from lmguide.diffusion.spans import Span
+from tests.constraints.test_languages import checked
 from tests.denoisers.models import BLOCK_CAUSAL, MASK, PAD, UNPADDED, VOCAB, canvas_of, denoiser_of, left_padded
 from tests.diffusion.constrained import END, TEXT, answers, run, spelled
 
@@ -134,6 +135,15 @@ def test_options(options: dict[str, Any]) -> None:
     assert_allowed("lists", answers(output, 5))
     for token in options.get("suppress_tokens", ()):
         assert token not in output.sequences[:, 5:]
+
+
+@pytest.mark.parametrize(("name", "rows", "steps"), [("json", 2, 12), ("json", 2, 3), ("sql", 1, 2), ("python", 1, 4)])
+def test_programs(name: Any, rows: int, steps: int) -> None:
+    options: dict[str, Any] = {"temperature": 1.0, "order": "random", "steps": steps, "max_new_tokens": 4 + 4 * rows}
+    generator = torch.Generator().manual_seed(3)
+    output = run("llada", canvas_of(rows, 5, 0), Language(name), generator=generator, **options)
+    texts = answers(output, 5)
+    assert all(text is not None and checked(name, text) for text in texts), texts
 
 
 def test_rows_each_with_a_constraint_of_its_own() -> None:

@@ -90,12 +90,14 @@ def merged_columns(table: Table) -> tuple[Table, Ints]:
 
 def row_names(rows: NDArray[np.int32]) -> Ints:
     """A number for each row `[N, M]`, the same for equal rows, counted from 0 in the order they come."""
-    seen: dict[bytes, int] = {}
     width = rows.shape[1] * rows.itemsize
-    if not width:
+    if not rows.size:
         return np.zeros(len(rows), np.int32)
-    keys = np.ascontiguousarray(rows).view(f"V{width}").ravel().tolist()
-    return np.fromiter((seen.setdefault(key, len(seen)) for key in keys), np.int32, len(rows))
+    first = np.flatnonzero(np.append(True, (rows[1:] != rows[:-1]).any(1)))  # one of each run of equal rows is read
+    seen: dict[bytes, int] = {}
+    keys = np.ascontiguousarray(rows[first]).view(f"V{width}").ravel().tolist()
+    names = np.fromiter((seen.setdefault(key, len(seen)) for key in keys), np.int32, len(first))
+    return np.repeat(names, np.diff(first, append=len(rows)))
 
 
 class _Predecessors(NamedTuple):

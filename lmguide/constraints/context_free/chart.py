@@ -3,31 +3,25 @@
 The columns are an automaton: its states are the *points* at which a terminal may end and the next one begin, between
 two tokens or within one. The grammar meets it if its start symbol leads from the first point to a last one (Bar-Hillel;
 Mündler et al., arXiv 2508.10111). That is worked out point by point from right to left: what each symbol leads to from
-there, as the bits of a number.
+there, as the bits of a number. What was worked out is kept, and holds for other columns that agree from there on.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from lmguide.constraints.context_free.lexemes import Lexeme, bits
-from lmguide.constraints.context_free.lexing import lexing
-from lmguide.constraints.context_free.productions import normal
+from lmguide.constraints.context_free.lexemes import bits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from lmguide.constraints.automaton.reduction import Flags
-    from lmguide.constraints.context_free.productions import Productions
+    from lmguide.constraints.context_free.grammar import Grammar
+    from lmguide.constraints.context_free.lexemes import Lexeme, States, Within
 
-
-LONGEST_BRIDGE = 3
-"""Bytes of a token."""
-MOST_BRIDGES = 48
+Points = int
+"""A set of points, as the bits of a number."""
 
 
 class Column(NamedTuple):
@@ -42,68 +36,48 @@ class Column(NamedTuple):
     tokens: tuple[int, ...] = ()
 
 
-class Point(NamedTuple):
-    """Where a terminal may begin, in the order of the columns.
+@dataclass
+class _Point:
+    """Where a terminal may begin.
 
     Attributes:
-        column: The column before, -1 before the first one.
-        within: Minus the bytes that are left of its token; 0 between tokens.
-        left: Those bytes.
+        column: How many columns are to its right; the token it may lie within is in the next one to the left.
+        left: Bytes that are left of that token.
         ahead: Number of the set of characters that must not follow.
+        edges: Which points each terminal leads to; `None` as long as nobody asked.
+        leads: Which points each symbol leads to; `None` as long as nobody asked.
+        beyond: For some sets of points of which this is the leftmost one, where a symbol leads to from any of them.
     """
 
     column: int
-    within: int
     left: bytes
     ahead: int
+    edges: dict[int, Points] | None = None
+    leads: dict[int, Points] | None = None
+    beyond: dict[tuple[int, Points], Points] = field(default_factory=dict)
 
 
-class Grammar:
-    """A grammar over the tokens of a vocabulary.
+class Chart:
+    """The points of some columns, and what each symbol leads to from each of them.
+
+    Columns are counted from the right here. Points are numbered column by column, so that those of columns that stay
+    the same keep their numbers.
 
     Args:
-        productions: Its rules.
-        tokens: The bytes of each token; `b""` for what is no text.
-        usable: Which tokens may be written in open columns, `[V]`.
-
-    Raises:
-        ValueError: A terminal is too large an automaton.
-
-    Example:
-        >>> import numpy as np
-        >>> from lmguide.constraints.automaton.json_values import text
-        >>> from lmguide.constraints.context_free.productions import Productions
-        >>> pairs = Productions("s", {"s": [("a", "s", "b"), ("a", "b")]}, {"a": text("a"), "b": text("b")})
-        >>> grammar = Grammar(pairs, [b"a", b"b", b"bb"], np.array([True, True, True]))
-        >>> grammar.completed([Column(True), Column(True), Column(False, (2,))], [3])
-        (0, 0, 2)
-        >>> grammar.completed([Column(False, (1,)), Column(True)], [2]) is None
-        True
+        grammar: Whose symbols.
     """
 
-    def __init__(self, productions: Productions, tokens: Sequence[bytes], usable: Flags) -> None:
-        self.normal = normal(productions)
-        self.lexing = lexing(self.normal)
-        self.tokens = tokens
-        self._usable = usable
-        known: dict[int, Lexeme] = {}
-        for piece in self.lexing.pieces:
-            if id(piece.dfa) not in known:
-                known[id(piece.dfa)] = Lexeme(piece.dfa, tokens, usable)
-        self._lexemes = list(known.values())
-        self.lexemes = [known[id(piece.dfa)] for piece in self.lexing.pieces]
-
-    @cached_property
-    def bridges(self) -> tuple[int, ...]:
-        """Some short tokens in which terminals end: ways out where columns are too few for one terminal in each."""
-        found = []
-        for token in np.flatnonzero(self._usable).tolist():
-            text = self.tokens[token]
-            if 2 <= len(text) <= LONGEST_BRIDGE:
-                ways = [lexeme.along(lexeme.every, text) for lexeme in self._lexemes]
-                if any(left for _, left in ways) and not any(there for there, _ in ways):
-                    found.append(token)
-        return tuple(sorted(found, key=lambda token: len(self.tokens[token]))[:MOST_BRIDGES])
+    def __init__(self, grammar: Grammar) -> None:
+        self._grammar = grammar
+        self._columns: list[Column] = []
+        self._ends: frozenset[int] = frozenset()
+        self._first: list[int] = []  # the number of the first point of each column
+        self._lefts: list[dict[bytes, int]] = []  # what may be left of a token of a column, with the points' numbers
+        self._points: dict[int, _Point] = {}
+        self._walks: list[dict[tuple[int, States], Points]] = []
+        self._alive: Points = 0
+        self._open: list[int] = []  # how many columns from one on to the right may hold anything
+        self._begun: list[Points] = []  # the points from which a symbol leads anywhere
 
     def completed(self, columns: Sequence[Column], ends: Sequence[int]) -> tuple[int, ...] | None:
         """Tokens for the columns up to one of the ends that spell a text of the grammar; `None` if there are none.
@@ -112,204 +86,244 @@ class Grammar:
             columns: What may stand in each.
             ends: How many columns the text may fill; the first that does is taken.
         """
-        if self.normal.empty and 0 in ends:
+        normal, count = self._grammar.normal, len(columns)
+        if normal.empty and 0 in ends:
             ends = [*(end for end in ends if end), 0]
-        chart = _Chart(self, columns, frozenset(ends))
+        self._lay(list(columns[::-1]), frozenset(count - end for end in ends))
+        start = self._first[count]
+        self._work_out(start)
+        leads = self._leads(start).get(normal.start, 0)
         for end in ends:
-            if not end and self.normal.empty:
+            if not end and normal.empty:
                 return ()
-            for last in chart.last(end):
-                if chart.leads(0, last):
-                    return chart.tokens(last)
+            there = leads & self._boundary(count - end)
+            if there:
+                return self._tokens(start, there.bit_length() - 1, count - end)
         return None
 
+    def _lay(self, columns: list[Column], ends: frozenset[int]) -> None:
+        """New columns; what was worked out to the right of where they differ is kept."""
+        same = 0
+        if ends == self._ends:
+            for old, new in zip(self._columns, columns, strict=False):
+                if old != new:
+                    break
+                same += 1
+        sets = len(self._grammar.lexing.sets)
+        first = self._first[same] if same < len(self._first) else 0
+        kept = (1 << first) - 1
+        self._points = {number: point for number, point in self._points.items() if number < first}
+        self._alive &= kept
+        self._begun = [begun & kept for begun in self._begun] or [0] * len(self._grammar.normal.names)
+        del self._first[same:], self._lefts[same:], self._walks[same + 1 :], self._open[same:]
+        self._columns, self._ends = columns, ends
+        for at, column in enumerate(columns[same:], same):
+            self._open.append(1 + (self._open[at - 1] if at else 0) if column.anything else 0)
+        for at in range(same, len(columns) + 1):
+            self._first.append(first)
+            texts = [self._grammar.tokens[token] for token in columns[at].tokens] if at < len(columns) else []
+            lefts = {text[place:] for text in texts for place in range(1, len(text))}
+            self._lefts.append(
+                {left: first + sets * place for place, left in enumerate(sorted({b"", *lefts}, key=_by_length))}
+            )
+            first += sets * (1 + len(lefts))
+        self._walks += [{} for _ in range(len(columns) + 1 - len(self._walks))]
 
-@dataclass
-class _Chart:
-    """The points of some columns, and what each symbol leads to from each of them."""
+    def _boundary(self, column: int) -> Points:
+        """The points between two tokens, with so many columns to their right."""
+        return ((1 << len(self._grammar.lexing.sets)) - 1) << self._first[column]
 
-    grammar: Grammar
-    columns: Sequence[Column]
-    ends: frozenset[int]
-    points: list[Point] = field(init=False)
-    rows: list[list[int]] = field(init=False)
+    def _work_out(self, start: int) -> None:
+        """What symbols lead to, from all points that terminals lead to from one."""
+        waiting, order = 1 << start, []
+        while waiting:
+            top = waiting.bit_length() - 1
+            waiting ^= 1 << top
+            point = self._points[top] if top in self._points else self._new(top)
+            order.append((top, point))
+            if point.edges is None:
+                point.edges = self._edges(point)
+            for there in point.edges.values():
+                waiting |= there
+        ends = 0
+        for column in self._ends:
+            ends |= self._boundary(column)
+        for number, point in reversed(order):
+            if point.leads is None:
+                assert point.edges is not None
+                alive = self._alive
+                leads = {symbol: there & alive for symbol, there in point.edges.items() if there & alive}
+                if leads or ends >> number & 1:
+                    self._alive |= 1 << number
+                point.leads = self._filled(number, leads)
 
-    def __post_init__(self) -> None:
-        edges = self._explored()
-        self.points = sorted(edges)
-        number = {point: place for place, point in enumerate(self.points)}
-        self.rows = []
-        pieces, width = self.grammar.lexing.pieces, len(self.grammar.normal.names)
-        rows: list[list[int]] = [[0] * width for _ in self.points]
-        alive = [False] * len(self.points)
-        begun = [0] * width  # the points from which a symbol leads anywhere
-        for place in range(len(self.points) - 1, -1, -1):
-            point = self.points[place]
-            leads: dict[int, int] = {}
-            for piece, targets in edges[point].items():
-                there = sum(1 << number[each] for each in targets if alive[number[each]])
-                if there:
-                    symbol = pieces[piece].symbol
-                    leads[symbol] = leads.get(symbol, 0) | there
-            alive[place] = bool(leads) or (not point.within and point.column + 1 in self.ends)
-            if leads:
-                self._fill(rows, place, leads, begun)
-        self.rows = rows
+    def _new(self, number: int) -> _Point:
+        column = bisect_right(self._first, number) - 1
+        place, ahead = divmod(number - self._first[column], len(self._grammar.lexing.sets))
+        self._points[number] = _Point(column, list(self._lefts[column])[place], ahead)
+        return self._points[number]
 
-    def last(self, end: int) -> list[int]:
-        """The points behind so many columns."""
-        return [at for at, point in enumerate(self.points) if not point.within and point.column + 1 == end]
+    def _filled(self, number: int, terminals: dict[int, Points]) -> dict[int, Points]:
+        """What each symbol leads to from a point, those to the right of it being known."""
+        heads, joins = self._grammar.normal.heads, self._grammar.normal.joins
+        here, begun = 1 << number, self._begun
+        found: dict[int, Points] = {}
+        work: list[tuple[int, Points]] = []
 
-    def leads(self, first: int, last: int) -> bool:
-        """Whether the start symbol leads from one point to another."""
-        return bool(self.rows[first][self.grammar.normal.start] >> last & 1)
-
-    def _fill(self, rows: list[list[int]], place: int, leads: dict[int, int], begun: list[int]) -> None:
-        """What each symbol leads to from a point, those behind it being known."""
-        heads, joins = self.grammar.normal.heads, self.grammar.normal.joins
-        row, here = rows[place], 1 << place
-        work: list[tuple[int, int]] = []
-
-        def add(symbol: int, there: int) -> None:
+        def add(symbol: int, there: Points) -> None:
             for head in heads[symbol]:
-                if new := there & ~row[head]:
-                    row[head] |= new
+                before = found.get(head, 0)
+                if new := there & ~before:
+                    found[head] = before | new
                     begun[head] |= here
                     if joins[head]:
                         work.append((head, new))
 
-        for symbol, there in leads.items():
+        for symbol, there in terminals.items():
             add(symbol, there)
         while work:
             symbol, there = work.pop()
             for head, right in joins[symbol]:
-                beyond = 0
-                for middle in bits(there & begun[right]):
-                    beyond |= rows[middle][right]
-                if beyond:
-                    add(head, beyond)
+                if middles := there & begun[right]:
+                    add(head, self._beyond(right, middles))
+        return found
 
-    def _explored(self) -> dict[Point, dict[int, list[Point]]]:
-        """The points that terminals lead to, and to which from where, by piece."""
-        lexing = self.grammar.lexing
-        start = Point(-1, 0, b"", 0)
-        wanted: dict[Point, set[int]] = {start: set(lexing.first)}
-        edges: dict[Point, dict[int, list[Point]]] = {start: {}}
-        memory: dict[tuple[int, int, bytes], list[tuple[int, bytes]]] = {}
-        work = [start]
-        while work:
-            point = work.pop()
-            for piece in wanted[point] - edges[point].keys():
-                if not self._may_begin(self.grammar.lexemes[piece], point):
-                    edges[point][piece] = []
-                    continue
-                key = id(self.grammar.lexemes[piece]), point.column, point.left
-                if key not in memory:
-                    memory[key] = self._ends(self.grammar.lexemes[piece], point.column, point.left)
-                ahead = lexing.pieces[piece].ahead
-                targets = [Point(column, -len(left), left, ahead) for column, left in memory[key]]
-                edges[point][piece] = targets
-                for each in targets:
-                    before = wanted.setdefault(each, set())
-                    edges.setdefault(each, {})
-                    if not before.issuperset(lexing.after[piece]):
-                        before.update(lexing.after[piece])
-                        work.append(each)
-        return edges
+    def _beyond(self, symbol: int, points: Points) -> Points:
+        """Where a symbol leads to from any of some points: from the leftmost one, and from the others."""
+        above: list[tuple[dict[tuple[int, Points], Points], tuple[int, Points], Points]] = []
+        found = 0
+        while points:
+            top = points.bit_length() - 1
+            point, key = self._points[top], (symbol, points)
+            if key in point.beyond:
+                found = point.beyond[key]
+                break
+            assert point.leads is not None
+            above.append((point.beyond, key, point.leads[symbol]))
+            points ^= 1 << top
+        for known, key, own in reversed(above):
+            found |= own
+            known[key] = found
+        return found
 
-    def _may_begin(self, lexeme: Lexeme, point: Point) -> bool:
-        """Whether the first byte behind a point, where it is known, begins a text of a terminal."""
+    def _edges(self, point: _Point) -> dict[int, Points]:
+        """Which points terminals lead to from a point."""
+        found: dict[int, Points] = {}
+        for symbol in self._beginning(point):
+            lexeme = self._grammar.lexemes[symbol]
+            states, there = lexeme.begin[point.ahead], 0
+            if point.left:
+                states, within = lexeme.along(states, point.left)
+                there = self._within(within, point.column) | self._ending(lexeme, states, point.column)
+            there |= self._walked(symbol, states, point.column)
+            if there:
+                found[symbol] = there
+        return found
+
+    def _beginning(self, point: _Point) -> Iterator[int]:
+        """The terminals that may stand at a point, as far as the first byte behind it tells."""
+        lexing, lexemes = self._grammar.lexing, self._grammar.lexemes
+        symbols = lexing.first if point.column == len(self._columns) else lexing.after[point.ahead]
         if point.left:
-            return point.left[0] in lexeme.first
-        if point.column + 1 >= len(self.columns):
-            return False
-        options = self.columns[point.column + 1]
-        return options.anything or any(self.grammar.tokens[token][:1] in lexeme.begin for token in options.tokens)
+            texts = [point.left]
+        elif not point.column:
+            return
+        else:
+            options = self._columns[point.column - 1]
+            if options.anything:
+                yield from symbols
+                return
+            texts = [self._grammar.tokens[token] for token in options.tokens]
+        for symbol in symbols:
+            if any(lexemes[symbol].may_begin(point.ahead, text) for text in texts):
+                yield symbol
 
-    def _ends(self, lexeme: Lexeme, column: int, left: bytes) -> list[tuple[int, bytes]]:
-        """Where a terminal that begins behind a column, but for what is left of its token, may end."""
-        found: dict[tuple[int, bytes], None] = {}
-        for at, states, within in self._walk(lexeme, column, left):
-            found |= dict.fromkeys((at, rest) for rest in within)
-            if states & lexeme.accept and at >= 0 and (at, b"") != (column, left):
-                found[at, b""] = None
-        return list(found)
+    def _walked(self, symbol: int, states: States, column: int) -> Points:
+        """The points behind further columns at which a text of a terminal may end, from some states."""
+        lexeme = self._grammar.lexemes[symbol]
+        path: list[tuple[dict[tuple[int, States], Points], tuple[int, States], Points]] = []
+        found = 0
+        while states and column:
+            known, key = self._walks[column], (symbol, states)
+            if key in known:
+                found = known[key]
+                break
+            column -= 1
+            states, here = self._step(lexeme, states, column)
+            path.append((known, key, here))
+        for known, key, here in reversed(path):
+            found |= here
+            known[key] = found
+        return found
 
-    def _walk(self, lexeme: Lexeme, column: int, left: bytes) -> list[tuple[int, int, tuple[bytes, ...]]]:
-        """Column by column the states behind it, and what is left of tokens in it where a text may end within."""
-        states, within = lexeme.along(lexeme.start, left) if left else (lexeme.start, ())
-        steps = [(column, states, within)]
-        while states and column + 1 < len(self.columns):
-            column += 1
-            options = self.columns[column]
-            there = lexeme.anything(states) if options.anything else 0
-            rests: set[bytes] = set()
-            for token in options.tokens:
-                if text := self.grammar.tokens[token]:
-                    further, ends = lexeme.along(states, text)
-                    there |= further
-                    rests.update(ends)
-            states = there
-            steps.append((column, states, tuple(rests)))
-        return steps
+    def _step(self, lexeme: Lexeme, states: States, column: int) -> tuple[States, Points]:
+        """Behind a column: the states, and the points in it at which a text may end."""
+        options = self._columns[column]
+        there, points = lexeme.anything(states) if options.anything else 0, 0
+        for token in options.tokens:
+            if text := self._grammar.tokens[token]:
+                further, within = lexeme.along(states, text)
+                there |= further
+                points |= self._within(within, column)
+        reach = self._grammar.reach
+        return there, points if reach and self._open[column] > reach else points | self._ending(lexeme, there, column)
 
-    def tokens(self, last: int) -> tuple[int, ...]:
+    def _within(self, within: tuple[Within, ...], column: int) -> Points:
+        found = 0
+        for left, ahead in within:
+            found |= 1 << self._lefts[column][left] + ahead
+        return found
+
+    def _ending(self, lexeme: Lexeme, states: States, column: int) -> Points:
+        return lexeme.end(states) << self._first[column]
+
+    def _tokens(self, first: int, last: int, column: int) -> tuple[int, ...]:
         """Tokens of a text from the first point to one that the start symbol leads to."""
         found: dict[int, int] = {}
-        work = [(self.grammar.normal.start, 0, last)]
+        work = [(self._grammar.normal.start, first, last)]
         while work:
             work += self._derived(*work.pop(), found)
-        return tuple(found[column] for column in range(self.points[last].column + 1))
+        return tuple(found[at] for at in range(len(self._columns) - 1, column - 1, -1))
+
+    def _leads(self, number: int) -> dict[int, Points]:
+        leads = self._points[number].leads
+        assert leads is not None
+        return leads
 
     def _derived(self, symbol: int, first: int, last: int, found: dict[int, int]) -> list[tuple[int, int, int]]:
         """The parts of a symbol between two points; the tokens of a terminal are written down."""
-        normal = self.grammar.normal
+        normal, leads = self._grammar.normal, self._leads(first)
         for inner in normal.inner[symbol]:
             if inner in normal.terminals:
-                if self.rows[first][inner] >> last & 1:
-                    self._spell(inner, self.points[first], self.points[last], found)
+                if leads.get(inner, 0) >> last & 1:
+                    self._spell(self._grammar.lexemes[inner], self._points[first], self._points[last], found)
                     return []
                 continue
             for left, right in normal.pairs[inner]:
-                for middle in bits(self.rows[first][left]):
-                    if self.rows[middle][right] >> last & 1:
+                for middle in bits(leads.get(left, 0) & self._begun[right]):
+                    if self._leads(middle).get(right, 0) >> last & 1:
                         return [(left, first, middle), (right, middle, last)]
         raise AssertionError(f"{normal.names[symbol]} does not lead from {first} to {last}")
 
-    def _spell(self, symbol: int, first: Point, last: Point, found: dict[int, int]) -> None:
+    def _spell(self, lexeme: Lexeme, first: _Point, last: _Point, found: dict[int, int]) -> None:
         """Write down tokens with which a terminal leads from one point to another."""
-        for piece, lexeme in zip(self.grammar.lexing.pieces, self.grammar.lexemes, strict=True):
-            if piece.symbol != symbol or piece.behind != first.ahead or piece.ahead != last.ahead:
-                continue
-            steps = self._walk(lexeme, first.column, first.left)
-            ends = {(at, rest) for at, _, rests in steps for rest in rests}
-            if first.column == last.column:
-                if (last.column, last.left) in ends or (not last.left and steps[0][1] & lexeme.accept):
-                    return
-                continue
-            count = last.column - first.column
-            if len(steps) > count and self._written(lexeme, steps[: count + 1], last.left, found):
-                return
-        raise AssertionError(f"{self.grammar.normal.names[symbol]} has no text from {first} to {last}")
+        states = lexeme.begin[first.ahead]
+        if first.left:
+            states, _ = lexeme.along(states, first.left)
+        before: list[States] = []
+        for column in range(first.column - 1, last.column - 1, -1):
+            before.append(states)
+            states, _ = self._step(lexeme, states, column)
+        targets, left = lexeme.ends[last.ahead], last.left
+        for column, states in zip(range(last.column, first.column), reversed(before), strict=True):
+            found[column], targets = self._token(lexeme, states, column, targets, left)
+            left = b""
 
-    def _written(
-        self, lexeme: Lexeme, steps: list[tuple[int, int, tuple[bytes, ...]]], left: bytes, found: dict[int, int]
-    ) -> bool:
-        """Tokens from the last column back to the first; `left` of the last one belongs to what follows."""
-        targets, chosen = lexeme.accept, {}
-        for (_, before, _), (column, _, _) in zip(steps[-2::-1], steps[:0:-1], strict=True):
-            taken = self._token(lexeme, before, column, targets, left)
-            if taken is None:
-                return False
-            chosen[column], targets, left = *taken, b""
-        found |= chosen
-        return True
-
-    def _token(self, lexeme: Lexeme, before: int, column: int, targets: int, left: bytes) -> tuple[int, int] | None:
-        """A token for a column that leads from some states to some others, and the state it leads from."""
-        options = self.columns[column]
+    def _token(self, lexeme: Lexeme, before: States, column: int, targets: States, left: bytes) -> tuple[int, States]:
+        """A token for a column that leads from some states to some others, but for its last bytes, and from which."""
+        options = self._columns[column]
         for token in options.tokens:
-            text = self.grammar.tokens[token]
+            text = self._grammar.tokens[token]
             if text and text.endswith(left) and len(text) > len(left):
                 for source in bits(before):
                     if lexeme.along(1 << source, text[: len(text) - len(left)])[0] & targets:
@@ -317,5 +331,9 @@ class _Chart:
         if options.anything and not left:
             for source in bits(before):
                 if (way := lexeme.token(source, targets)) is not None:
-                    return way[0], 1 << source
-        return None
+                    return way, 1 << source
+        raise AssertionError(f"no token of column {column} leads on")
+
+
+def _by_length(text: bytes) -> tuple[int, bytes]:
+    return len(text), text

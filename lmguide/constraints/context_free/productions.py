@@ -26,12 +26,15 @@ class Productions:
         bodies: The alternatives of each nonterminal, rows of names.
         terminals: What each terminal matches. Each name in a body is a key of one of the two.
         ignored: What may stand behind any terminal, any number of times.
+        reach: How many terminals are looked for in a row of open columns, beside one that fills the rest of the row.
+            `None` is any number: what a grammar needs that has no terminal of any length nearly everywhere.
     """
 
     start: str
     bodies: Mapping[str, Sequence[Body]]
     terminals: Mapping[str, Dfa]
     ignored: Sequence[Dfa] = ()
+    reach: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

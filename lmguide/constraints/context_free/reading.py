@@ -11,7 +11,8 @@ from lmguide.constraints.automaton.json_values import pattern
 from lmguide.constraints.automaton.language import character_dfa
 from lmguide.constraints.base import Constraint, Repeat, Sequence, Union
 from lmguide.constraints.context_free.description import ContextFree
-from lmguide.constraints.context_free.productions import Productions, with_ignored
+from lmguide.constraints.context_free.productions import Body, Productions, with_ignored
+from lmguide.constraints.context_free.programs import program_productions
 from lmguide.constraints.descriptions import Grammar, JSONSchema, Triggered
 from lmguide.constraints.languages.bnf import read_lark
 from lmguide.constraints.languages.description import Language
@@ -20,7 +21,6 @@ from lmguide.constraints.lowering import leaves, read_grammar
 
 if TYPE_CHECKING:
     from lmguide.constraints.automaton.dfa import Dfa
-from lmguide.constraints.context_free.productions import Body
 
 _NUMBER = r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"
 _STRING = r'"([^"\\\x00-\x1f]|\\(["\\/bfnrt]|u[0-9a-fA-F]{4}))*"'
@@ -46,8 +46,8 @@ def is_context_free(constraint: Constraint) -> bool:
 def productions_of(constraint: Constraint) -> Productions:
     """The grammar of the texts that a constraint allows.
 
-    `Grammar` in Lark's notation or GBNF, `JSON`, whatever an automaton reads, and sequences, unions and repetitions of
-    these. Parts that an automaton reads are terminals.
+    `Grammar` in Lark's notation or GBNF, `Language`, `JSON`, whatever an automaton reads, and sequences, unions and
+    repetitions of these. Parts that an automaton reads are terminals.
 
     Args:
         constraint: Which texts.
@@ -67,7 +67,7 @@ def productions_of(constraint: Constraint) -> Productions:
     if start in reader.terminals:
         reader.bodies["text"] = [(start,)]
         start = "text"
-    return Productions(start, reader.bodies, reader.terminals)
+    return Productions(start, reader.bodies, reader.terminals, reach=reader.reach)
 
 
 @dataclass
@@ -77,12 +77,17 @@ class _Reader:
     bodies: dict[str, list[Body]] = field(default_factory=dict)
     terminals: dict[str, Dfa] = field(default_factory=dict)
     parts: int = 0
+    reach: int | None = None
 
     def symbol(self, constraint: Constraint) -> str:
         """The symbol that derives the texts of a constraint."""
         if not any(map(_nests, leaves(constraint))):
             return self._terminal(character_dfa(constraint))
         constraint = _core(constraint)
+        if isinstance(constraint, Language):
+            program = program_productions(constraint.laid())
+            self.reach = program.reach
+            return self._own(program)
         if isinstance(constraint, Grammar):
             return self._grammar(constraint)
         if isinstance(constraint, JSONSchema) and json.loads(str(constraint.schema)) is True:
@@ -150,7 +155,10 @@ class _Reader:
             )
         bodies = {head: [tuple(part.name for part in row) for row in rows] for head, rows in rules.bodies.items()}
         kept = {terminal: dfa for terminal, dfa in terminals.items() if terminal in used}
-        whole = with_ignored(Productions(rules.start, bodies, kept, ignored))
+        return self._own(with_ignored(Productions(rules.start, bodies, kept, ignored)))
+
+    def _own(self, whole: Productions) -> str:
+        """The start of a grammar whose symbols get names of their own."""
         name = self._name()
 
         def own(symbol: str) -> str:
@@ -162,13 +170,8 @@ class _Reader:
 
 
 def _core(constraint: Constraint) -> Constraint:
-    """A constraint in terms of those that are read here; languages, which have lexers of their own, are refused."""
-    while True:
-        if isinstance(constraint, Language):
-            raise ValueError(
-                f"constraint: expected a grammar of plain rules and terminals on a canvas, got {constraint}, whose "
-                "lexer only engines know that write from left to right. Use ContextFree(JSON()), or a Grammar."
-            )
+    """A constraint in terms of those that are read here."""
+    while not isinstance(constraint, Language):
         if isinstance(constraint, Triggered):
             raise ValueError(
                 "constraint: expected sequences, unions and repetitions around a grammar, got Triggered. Compose it "
@@ -176,8 +179,9 @@ def _core(constraint: Constraint) -> Constraint:
             )
         lowered = constraint.grammar()
         if lowered is constraint:
-            return constraint
+            break
         constraint = lowered
+    return constraint
 
 
 def _nests(leaf: Constraint) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lmguide.constraints.base import CONSTRAINTS, Constraint
 from lmguide.constraints.descriptions import Grammar
 from lmguide.constraints.languages.bnf import read_lark
-from lmguide.constraints.languages.layout import lay_out
+from lmguide.constraints.languages.layout import Laid, laid, lay_out
 from lmguide.constraints.languages.lexers import lexer
 from lmguide.serialization import did_you_mean
 
@@ -65,9 +65,18 @@ class Language(Constraint):
         """The language's grammar, with white space written into it."""
         return _grammar(self.language, self.indent or _FOUR)
 
+    def laid(self) -> Laid:
+        """The same as rules and terminals."""
+        return _laid(self.language, self.indent or _FOUR)
+
 
 @lru_cache
 def _grammar(language: str, indent: str) -> Grammar:
+    return Grammar(lay_out(_laid(language, indent)))
+
+
+@lru_cache(maxsize=1)
+def _laid(language: str, indent: str) -> Laid:
     text = Path(__file__).with_name(f"{language}.lark").read_text(encoding="utf-8")
     rules = read_lark(text, ascii_case=True)
-    return Grammar(lay_out(rules, lexer(language, indent)(rules)))
+    return laid(rules, lexer(language, indent)(rules))

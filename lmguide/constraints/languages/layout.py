@@ -12,9 +12,10 @@ import re
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from lmguide.constraints.languages.bnf import Rules, Symbol
+    from lmguide.constraints.languages.terminals import Definitions
 
 DEEPEST = 15
 """How deep blocks may be nested: as deep as four bits count."""
@@ -47,6 +48,16 @@ class Lexing(Protocol):
     def opens(self, place: str, terminal: str) -> tuple[str, tuple[str, ...]] | None:
         """The place that `terminal` opens and the terminals that close it, if it opens one."""
 
+    def context(self, terminal: str, rule: str, place: str, behind: str) -> str:
+        """A name for where a terminal stands, other ones where other terminals may follow.
+
+        Args:
+            terminal: Its name.
+            rule: The nonterminal in whose body it is.
+            place: Where it stands.
+            behind: The place behind it.
+        """
+
     def steps(self, place: str, state: str, terminal: str) -> list[Step]:
         """The ways to read `terminal`."""
 
@@ -59,14 +70,14 @@ class Lexing(Protocol):
     def merged(self, state: str, following: frozenset[str]) -> str:
         """The state to go on in, where only terminals of `following` can come: equal states are made one."""
 
-    def begin(self, depth: int) -> str:
+    def begin(self, depth: int) -> tuple[str, ...]:
         """What `line` stands for in a block of this depth."""
 
     def ends(self) -> dict[str, str]:
         """States in which a text may end, each with what may follow then: the name of a rule, or ""."""
 
-    def definitions(self) -> Iterable[str]:
-        """The lines that define what the steps have written."""
+    def definitions(self) -> Definitions:
+        """What the steps have written, and what `line` and the ends stand for."""
 
 
 class Key(NamedTuple):
@@ -153,16 +164,20 @@ class _Product:
         return f"{'x' if name.startswith('_') else ''}{name}__{key.place}_{key.state}_{end}"
 
     def alternatives(self, key: Key, end: str) -> Iterator[list[str]]:
-        """The alternatives of a rule, each a list of what is written; "+" and "-" stand for a block's bounds."""
+        """The alternatives of a rule, as `Laid` has them."""
         bounds = {self.lexing.indent: "+", self.lexing.dedent: "-"}
         for body in self.rules.bodies[key.name]:
+            here = self.places(body, key.place)
+            behind = [*here, key.place][1:]
             for path in self.paths(key, body):
                 if path[-1].state == end:
                     written: list[str] = []
-                    for symbol, step in zip(body, path[1:], strict=True):
+                    for symbol, step, place, after in zip(body, path[1:], here, behind, strict=True):
                         if symbol.is_terminal and symbol.name in bounds:
                             written.append(bounds[symbol.name])
                         written.extend(step.written)
+                        if symbol.is_terminal and step.written:
+                            written[-1] += f">{self.lexing.context(symbol.name, key.name, place, after)}"
                     yield written
 
     def written(self, tops: list[tuple[Key, str]]) -> dict[str, list[list[str]]]:
@@ -229,48 +244,39 @@ def _without_aliases(rules: dict[str, list[list[str]]], kept: set[str]) -> dict[
     }
 
 
-def _parametric(rules: dict[str, list[list[str]]], line: str) -> set[str]:
-    """Names of the rules that have the depth as parameter: those that reach a line's beginning."""
-    found: set[str] = set()
-    size = -1
-    while size < (size := len(found)):
-        found |= {
-            name
-            for name, bodies in rules.items()
-            if any(part == line or part in found for body in bodies for part in body)
-        }
-    return found
+class Laid(NamedTuple):
+    """A grammar with the white space between its terminals written into it.
 
-
-def _alternatives(body: list[str], line: str, begin: Callable[[int], str], parametric: set[str]) -> Iterator[str]:
-    """One alternative as text; one for each depth if it begins a line.
-
-    The engine ends a parametric rule without a look at its parameter (llguidance 1.7.6): whoever waits for the rule at
-    its beginning, with whatever parameter, goes on. So at no position of a text may a rule be waited for with two. It
-    is not: the indentation stands in the alternatives themselves, as a terminal, and not in a parametric rule of its
-    own. After it one depth is left.
+    Attributes:
+        tops: The alternatives of a whole text.
+        rules: The alternatives of each other nonterminal. "+" and "-" stand where a block is opened and closed, and
+            `line` where a line begins in it. A terminal's name is followed by ">" and its `Lexing.context`.
+        line: That symbol; "" where the language has no blocks.
+        begin: What it stands for in a block of some depth.
+        definitions: What else is written in the rules.
     """
 
-    def written(depth: int) -> str:
-        parts, step, deeper = [], "_", 0
-        for part in body:
-            if part in "+-":
-                step, deeper = (f"incr({_DEPTH})", 1) if part == "+" else ("_", 0)
-            elif part == line:
-                parts.append(begin(depth + deeper))
-            else:
-                parts.append(f"{part}::{step}" if part in parametric else part)
-        return " ".join(parts) or '""'
+    tops: list[list[str]]
+    rules: dict[str, list[list[str]]]
+    line: str
+    begin: Callable[[int], tuple[str, ...]]
+    definitions: Definitions
 
-    if line not in body:
-        yield written(0)
-    else:
-        for depth in range(DEEPEST if "+" in body else DEEPEST + 1):
-            yield f"{written(depth)} %if eq({_DEPTH}, {depth})"
+    def parametric(self) -> set[str]:
+        """Names of the rules that have the depth as parameter: those that reach a line's beginning."""
+        found: set[str] = set()
+        size = -1
+        while size < (size := len(found)):
+            found |= {
+                name
+                for name, bodies in self.rules.items()
+                if any(part == self.line or part in found for body in bodies for part in body)
+            }
+        return found
 
 
-def lay_out(rules: Rules, lexing: Lexing) -> str:
-    """The grammar's strings with white space between their terminals, in llguidance's notation.
+def laid(rules: Rules, lexing: Lexing) -> Laid:
+    """The grammar's strings with white space between their terminals.
 
     Let A be a nonterminal and p, q states of the automaton. The rule A__p_q derives what is written for the terminals
     of each sentence of A that the automaton reads from p to q: the construction of Bar-Hillel, Perles and Shamir for
@@ -293,14 +299,53 @@ def lay_out(rules: Rules, lexing: Lexing) -> str:
     if not ends:
         raise ValueError(f"text: expected a rule {rules.start!r} that derives a text, got none. Correct the rule.")
     tops = {state: product.rule(start, state) for state in ends}
-    written = _without_aliases(product.written([(start, state) for state in ends]), set(tops.values()))
-    parametric = _parametric(written, lexing.line)
+    found = _without_aliases(product.written([(start, state) for state in ends]), set(tops.values()))
+    return Laid(
+        [[top, ends[state]] if ends[state] else [top] for state, top in tops.items()],
+        found,
+        lexing.line,
+        lexing.begin,
+        lexing.definitions(),
+    )
+
+
+def _alternatives(body: list[str], grammar: Laid, parametric: set[str]) -> Iterator[str]:
+    """One alternative as text; one for each depth if it begins a line.
+
+    The engine ends a parametric rule without a look at its parameter (llguidance 1.7.6): whoever waits for the rule at
+    its beginning, with whatever parameter, goes on. So at no position of a text may a rule be waited for with two. It
+    is not: the indentation stands in the alternatives themselves, as a terminal, and not in a parametric rule of its
+    own. After it one depth is left.
+    """
+
+    def written(depth: int) -> str:
+        parts: list[str] = []
+        step, deeper = "_", 0
+        for part in body:
+            if part in "+-":
+                step, deeper = (f"incr({_DEPTH})", 1) if part == "+" else ("_", 0)
+            elif part == grammar.line:
+                parts.extend(grammar.begin(depth + deeper))
+            else:
+                parts.append(f"{part}::{step}" if part in parametric else part.partition(">")[0])
+        return " ".join(parts) or '""'
+
+    if grammar.line not in body:
+        yield written(0)
+    else:
+        for depth in range(DEEPEST if "+" in body else DEEPEST + 1):
+            yield f"{written(depth)} %if eq({_DEPTH}, {depth})"
+
+
+def lay_out(grammar: Laid) -> str:
+    """A grammar in llguidance's notation."""
+    parametric = grammar.parametric()
 
     def called(name: str, parameter: str) -> str:
         return f"{name}::{parameter}" if name in parametric else name
 
-    lines = [f"start: {' | '.join(called(top, '0') + ' ' + ends[state] for state, top in tops.items())}"]
-    for name, bodies in written.items():
-        texts = [text for body in bodies for text in _alternatives(body, lexing.line, lexing.begin, parametric)]
+    lines = [f"start: {' | '.join(' '.join(called(part, '0') for part in top) for top in grammar.tops)}"]
+    for name, bodies in grammar.rules.items():
+        texts = [text for body in bodies for text in _alternatives(body, grammar, parametric)]
         lines.append(f"{called(name, '_')}: " + "\n  | ".join(dict.fromkeys(texts)))
-    return "\n".join([*lines, *lexing.definitions()]) + "\n"
+    return "\n".join([*lines, *grammar.definitions.lines()]) + "\n"

@@ -7,16 +7,16 @@ is depends on the brackets around it and on the terminal before.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmguide.constraints.languages.layout import DEEPEST, Step
-from lmguide.constraints.regex import render, translate
+from lmguide.constraints.languages.terminals import Definitions, Pattern, Spaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from lmguide.constraints.languages.bnf import Rules
+    from lmguide.constraints.languages.terminals import Terminal
 
 
 class Place(NamedTuple):
@@ -31,12 +31,6 @@ class Place(NamedTuple):
     space: str
     opens: Mapping[str, tuple[str, tuple[str, ...]]] = {}
     without: frozenset[str] = frozenset()
-
-
-@lru_cache(maxsize=1024)
-def written(regex: str) -> str:
-    """A regular expression of Python's as the engine reads it, between slashes."""
-    return f"/{render(translate(regex))}/"
 
 
 WORD = r"0-9A-Za-z_\x80-\U0010ffff"
@@ -104,7 +98,7 @@ class Words:
         opened = set(open_words)
         own = {rules.terminals[name].regex for name in words if self.literals[name] not in opened}
         self.reserved = "|".join(sorted(own | set(reserved)))
-        self.lexemes: dict[str, str] = {}
+        self.lexemes: dict[str, Terminal] = {}
 
     def named(self, texts: Iterable[str]) -> set[str]:
         """Names of terminals given by name or text."""
@@ -114,6 +108,11 @@ class Words:
     def opens(self, place: str, terminal: str) -> tuple[str, tuple[str, ...]] | None:
         """The place that `terminal` opens and the terminals that close it."""
         return self.places[place].opens.get(terminal)
+
+    def context(self, terminal: str, rule: str, place: str, behind: str) -> str:
+        """The white space behind it; for brackets their place; for what is glued to other text its rule."""
+        own = rule if terminal in self.glued else place if place != behind else ""
+        return f"{own}>{self.places[behind].space}"
 
     def may_touch(self, terminal: str, characters: str) -> bool | None:
         """Whether a terminal never begins with one of `characters`; `None` if only some of its texts do."""
@@ -131,16 +130,12 @@ class Words:
             touches = self.may_touch(terminal, self.kept_apart[front])
             front = front if touches is None else "any" if touches else "some"
         body, space = f"B{terminal}", f"SPACE_{space.upper()}"
-        without = f" & ~{written(self.reserved)}" if terminal in self.names and self.reserved else ""
-        self.lexemes[body] = written(self.rules.terminals[terminal].regex) + without
+        without = self.reserved if terminal in self.names else ""
+        self.lexemes[body] = Pattern(self.rules.terminals[terminal].regex, without)
         if front == "no":
             return body
         name = f"T{terminal}__{space}_{front.upper()}"
-        if front in self.kept_apart:
-            rest = written(f"[^{self.kept_apart[front]}](?s:.*)")
-            self.lexemes[name] = f"{space} {body} | ({body} & {rest})"
-        else:
-            self.lexemes[name] = f"{space}{'?' if front == 'any' else ''} {body}"
+        self.lexemes[name] = Spaced(space, body, front != "some", self.kept_apart.get(front, ""))
         return name
 
     def steps(self, place: str, state: str, terminal: str) -> list[Step]:
@@ -159,25 +154,25 @@ class Words:
         characters = self.kept_apart.get(state, "")
         return "m" if characters and all(self.may_touch(name, characters) for name in following) else state
 
-    def begin(self, depth: int) -> str:
+    def begin(self, depth: int) -> tuple[str, ...]:
         """Nothing: there are no lines."""
-        return ""
+        return ()
 
     def ends(self) -> dict[str, str]:
         """In any state, white space may follow."""
         return dict.fromkeys(self.kept_apart, "ending")
 
-    def definitions(self) -> list[str]:
-        """The terminals written."""
-        spaces = [f"SPACE_{name.upper()}: {written(f'(?:{space})+')}" for name, space in self.spaces.items()]
-        return [*self.last(), *spaces, *(f"{name}: {body}" for name, body in self.lexemes.items())]
-
-    def last(self) -> list[str]:
-        """The rule of what may follow the last terminal: white space, and a comment that ends with the text."""
+    def definitions(self) -> Definitions:
+        """The terminals written, and what may follow the last one: white space, and a comment that ends the text."""
         space = f"SPACE_{self.places[self.outermost].space.upper()}"
-        if not self.unended:
-            return [f'ending: "" | {space}']
-        return [f'ending: "" | {space} | {space}? LAST_COMMENT', f"LAST_COMMENT: {written(self.unended)}"]
+        terminals: dict[str, Terminal] = {
+            f"SPACE_{name.upper()}": Pattern(f"(?:{space})+") for name, space in self.spaces.items()
+        }
+        last: tuple[tuple[str, ...], ...] = (), (space,)
+        if self.unended:
+            terminals |= {"COMMENT": Pattern(self.unended), "LAST_COMMENT": Spaced(space, "COMMENT", optional=True)}
+            last += (("LAST_COMMENT",),)
+        return Definitions({"ending": last}, {**terminals, **self.lexemes})
 
 
 class Lines(Words):
@@ -238,35 +233,32 @@ class Lines(Words):
             return None
         return Step(("first_lines" if state == "f" else self.line,), "s")
 
-    def begin(self, depth: int) -> str:
+    def begin(self, depth: int) -> tuple[str, ...]:
         """A newline, lines without content, the indentation."""
-        return f"new_line INDENT_{depth}" if depth else "new_line"
+        return ("new_line", f"INDENT_{depth}") if depth else ("new_line",)
 
     def ends(self) -> dict[str, str]:
         """After a line, or before there is one."""
         return {"n": "ending", "f": "last_lines"}
 
-    def definitions(self) -> list[str]:
-        """The terminals written, and how far a line is indented."""
+    def definitions(self) -> Definitions:
+        """The terminals written, how far a line is indented, and empty lines, of which the last may be unended."""
         newline = r"(?:\r\n?|\n)"
         space = self.spaces[self.places[self.outermost].space]
         blanks = rf"[ \t]+(?:{self.comment})?|{self.comment}"
-        return [
-            *super().definitions(),
-            'first_lines: "" | first_lines BLANK',
-            "new_line: NEWLINE | new_line BLANK",
-            f"NEWLINE: {written(f'(?:{space})*(?:{self.comment})?{newline}')}",
-            f"BLANK: {written(f'(?:{blanks})?{newline}')}",
-            f"UNENDED: {written(blanks)}",
-            *(f"INDENT_{at}: {written(re.escape(self.unit) * at)}" for at in range(1, DEEPEST + 1)),
-        ]
-
-    def last(self) -> list[str]:
-        """Empty lines and comments; the last one may end without a newline."""
-        return [
-            'ending: "" | UNENDED | new_line | new_line UNENDED',
-            "last_lines: first_lines | first_lines UNENDED",
-        ]
+        rules = {
+            "ending": ((), ("UNENDED",), ("new_line",), ("new_line", "UNENDED")),
+            "last_lines": (("first_lines",), ("first_lines", "UNENDED")),
+            "first_lines": ((), ("first_lines", "BLANK")),
+            "new_line": (("NEWLINE",), ("new_line", "BLANK")),
+        }
+        terminals = {
+            "NEWLINE": Pattern(f"(?:{space})*(?:{self.comment})?{newline}"),
+            "BLANK": Pattern(f"(?:{blanks})?{newline}"),
+            "UNENDED": Pattern(blanks),
+            **{f"INDENT_{at}": Pattern(re.escape(self.unit) * at) for at in range(1, DEEPEST + 1)},
+        }
+        return Definitions(rules, {**super().definitions().terminals, **terminals})
 
 
 class Semicolons(Words):
@@ -325,12 +317,13 @@ class Semicolons(Words):
         """After a last semicolon, with white space and comments, or without it."""
         return {"m": "ending", "e": ""}
 
-    def definitions(self) -> list[str]:
+    def definitions(self) -> Definitions:
         """The terminals written, and semicolons."""
         inline, anywhere = self.spaces["inline"], self.spaces[self.places[self.outermost].space]
-        return [
-            *super().definitions(),
-            f"SEMICOLON: {written(f'(?:{inline})*(?:;|{self.newline})')}",
-            f"SEMICOLON_ALONE: {written(f'(?:{anywhere})*;')}",
-            f"UNENDED: {written(f'(?:{inline})+(?:{self.unended})?|{self.unended}')}",
-        ]
+        found = super().definitions()
+        terminals = {
+            "SEMICOLON": Pattern(f"(?:{inline})*(?:;|{self.newline})"),
+            "SEMICOLON_ALONE": Pattern(f"(?:{anywhere})*;"),
+            "UNENDED": Pattern(f"(?:{inline})+(?:{self.unended})?|{self.unended}"),
+        }
+        return Definitions(found.rules, {**found.terminals, **terminals})

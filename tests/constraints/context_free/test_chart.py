@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from lmguide.constraints.automaton.json_values import pattern
-from lmguide.constraints.context_free.chart import Column, Grammar
+from lmguide.constraints.context_free.chart import Column
+from lmguide.constraints.context_free.grammar import Grammar
 from lmguide.constraints.context_free.productions import Productions
 
 if TYPE_CHECKING:
@@ -127,3 +128,19 @@ def test_tokens_within_terminals_alone(name: str) -> None:
             assert text_of(found) in texts
             assert all(not each.tokens or token in each.tokens for token, each in zip(found, columns, strict=True))
             assert all(each.tokens or TOKENS[token] != b"ba" for token, each in zip(found, columns, strict=True))
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_what_is_kept_from_other_columns_changes_nothing(name: str) -> None:
+    """One chart for columns that change here and there answers as a new chart for each."""
+    grammar, _ = compiled(name)
+    draw, chart = random.Random(name), grammar.chart()
+    columns = [Column(True)] * 5
+    for _ in range(60):
+        if draw.random() < 0.1:
+            columns = [Column(True, tuple(range(12)))] * draw.randint(0, 6)
+        else:
+            for at in draw.sample(range(len(columns)), min(2, len(columns))):
+                columns[at] = draw.choice((Column(True), Column(False, tuple(draw.choices(range(12), k=2)))))
+        ends = draw.sample(range(len(columns) + 1), draw.choice((1, len(columns) + 1)))
+        assert chart.completed(list(columns), ends) == grammar.completed(columns, ends)

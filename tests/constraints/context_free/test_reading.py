@@ -16,7 +16,6 @@ from lmguide.constraints import (
     ContextFree,
     FreeText,
     Grammar,
-    Language,
     Literal,
     Regex,
     Repeat,
@@ -24,7 +23,7 @@ from lmguide.constraints import (
     compile,
 )
 from lmguide.constraints.context_free.chart import Column
-from lmguide.constraints.context_free.chart import Grammar as OverTokens
+from lmguide.constraints.context_free.grammar import Grammar as OverTokens
 from lmguide.constraints.context_free.reading import is_context_free, productions_of
 from lmguide.constraints.vocabulary import bytes_vocabulary
 
@@ -164,8 +163,6 @@ def test_which_are_context_free() -> None:
         (Grammar("start: A\n%declare A"), "'A', which is declared"),
         (Grammar("start: /(?=a)b/"), "a lookahead"),
         (Grammar('start: %json {"type": "string"}'), "plain rules and terminals"),
-        (Language("go"), "whose lexer only"),
-        (ContextFree(Language("json")), "whose lexer only"),
         (FreeText("x", max_tokens=3) + Grammar('start: "a"'), "max_tokens"),
     ],
 )
