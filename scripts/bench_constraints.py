@@ -1,7 +1,7 @@
 """Cost of constraints: masks applied, states followed, forced tokens skipped; how: `scripts/interleaved.py`.
 
     python -m scripts.bench_constraints                       # all parts
-    python -m scripts.bench_constraints --only apply --batch 32 --vocab 131072
+    python -m scripts.bench_constraints --only apply compiled --batch 32 --vocab 131072
     python -m scripts.bench_constraints --tokenizer FILE      # a real vocabulary: tekken.json of mistral-common
 
 Without a file the large vocabulary is made up: all bytes, and random words with and without a space in front.
@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import lmguide as lg
 from lmguide.constraints.engine import compile
-from lmguide.constraints.masks import apply_bits
+from lmguide.constraints.masks import apply_bits, compile_masks
 from lmguide.constraints.states import ConstraintState
 from lmguide.constraints.vocabulary import Vocabulary
 from scripts.interleaved import Stopwatch, add_options, measure, set_up, table
@@ -76,9 +76,13 @@ def vocabulary(arguments: argparse.Namespace) -> Vocabulary:
     return Vocabulary([*words, b""], eos=(len(words),))
 
 
-def applying(batch: int, width: int, share: float, dtype: torch.dtype) -> Modes:
-    """Modes: one mask on scores `[batch, width]` of which about a share is allowed, by whoever can."""
+def applying(batch: int, width: int, share: float, dtype: torch.dtype, compiled: bool) -> Modes:
+    """Modes: one mask on scores `[batch, width]` of which about a share is allowed, by whoever can.
+
+    Either all are compiled by `torch.compile`, ours after `compile_masks`, or none.
+    """
     import llguidance.numpy
+    import llguidance.torch
     import xgrammar
 
     draw = np.random.default_rng(0)
@@ -101,14 +105,19 @@ def applying(batch: int, width: int, share: float, dtype: torch.dtype) -> Modes:
         banned = np.unpackbits(~packed.view(np.uint8), axis=1, bitorder="little", count=width)
         return scores.masked_fill_(torch.from_numpy(banned.view(np.bool_)), -torch.inf)
 
-    modes: Modes = {
-        "lmguide": by(lambda: apply_bits(scores, packed)),
-        "numpy unpackbits, torch masked_fill_": by(unpacked),
-        "xgrammar": by(lambda: xgrammar.apply_token_bitmask_inplace(scores, bits)),
-    }
-    if dtype == torch.float32:
-        as_numpy = scores.numpy()
-        modes["llguidance.numpy"] = by(lambda: llguidance.numpy.apply_token_bitmask_inplace(as_numpy, packed))
+    def theirs(backend: Any) -> Callable[[], str]:
+        return by(lambda: xgrammar.apply_token_bitmask_inplace(scores, bits, backend=backend))
+
+    modes: Modes = {"lmguide": by(lambda: apply_bits(scores, packed))}
+    if compiled:
+        modes["llguidance.torch"] = by(lambda: llguidance.torch.apply_token_bitmask_inplace(scores, bits))
+        modes["xgrammar, torch_compile"] = theirs("torch_compile")
+    else:
+        modes["numpy unpackbits, torch masked_fill_"] = by(unpacked)
+        modes["xgrammar"] = theirs("cpu")
+        if dtype == torch.float32:
+            as_numpy = scores.numpy()
+            modes["llguidance.numpy"] = by(lambda: llguidance.numpy.apply_token_bitmask_inplace(as_numpy, packed))
     expected = start.masked_fill(torch.from_numpy(~allowed), -torch.inf)
     for name, run in modes.items():
         scores.copy_(start)
@@ -122,7 +131,7 @@ def following(words: Vocabulary, batch: int, name: str) -> tuple[Modes, int]:
     constraint, text, times = FOLLOWED[name]
     tokens = words.encode(text)
     compiled = compile(constraint, words)
-    rows = torch.tensor([tokens] * batch)
+    prefixes = [torch.tensor([tokens[:place]] * batch, dtype=torch.int64) for place in range(len(tokens))]  # the loop's
     bits = np.zeros((batch, words.words), np.int32)
 
     def bare() -> str:
@@ -146,8 +155,8 @@ def following(words: Vocabulary, batch: int, name: str) -> tuple[Modes, int]:
     def ours() -> str:
         for _ in range(times):
             state = ConstraintState([compiled] * batch, words)
-            for place in range(len(tokens)):
-                state.at(rows[:, :place])
+            for prefix in prefixes:
+                state.at(prefix)
         return ""
 
     return {"the engine by itself": bare, "ConstraintState": ours}, len(tokens) * times
@@ -184,7 +193,8 @@ def skipping(arguments: argparse.Namespace) -> str:
 def main() -> None:
     """Run the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=["apply", "follow", "skip"], default=["apply", "follow", "skip"])
+    parts = ["apply", "compiled", "follow", "skip"]
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--vocab", type=int, default=131072, help="tokens of the vocabulary that is made up")
     parser.add_argument("--tokenizer", help="tekken.json of mistral-common, instead")
@@ -192,13 +202,18 @@ def main() -> None:
     arguments = parser.parse_args()
     set_up(arguments)
     stopwatch = Stopwatch("cpu")
-    if "apply" in arguments.only:
+    dtype = getattr(torch, arguments.dtype)
+    for part in [part for part in ("apply", "compiled") if part in arguments.only]:
+        if part == "compiled":
+            compile_masks(dtype)
         for batch in arguments.batch:
             for name, share in (("about 10 allowed", 1e-4), ("1 % allowed", 0.01), ("90 % allowed", 0.9)):
-                modes = applying(batch, arguments.vocab, share, getattr(torch, arguments.dtype))
-                rows = measure(modes, arguments.rounds, stopwatch, f"apply, batch {batch}")
-                print(f"\n20 masks on {batch} x {arguments.vocab}, {name}\n")
+                modes = applying(batch, arguments.vocab, share, dtype, part == "compiled")
+                rows = measure(modes, arguments.rounds, stopwatch, f"{part}, batch {batch}")
+                how = "compiled" if part == "compiled" else "not compiled"
+                print(f"\n20 masks on {batch} x {arguments.vocab}, {name}, {how}\n")
                 print(table(rows, arguments.markdown))
+                print(f"\nlmguide takes {1 / min(row.cpu_ratio for row in rows[1:]):.2f} of the fastest other's time")
     if "follow" in arguments.only:
         words = vocabulary(arguments)
         for batch, name in itertools.product(arguments.batch, FOLLOWED):

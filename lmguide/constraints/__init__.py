@@ -19,7 +19,7 @@ from lmguide.constraints.engine import Compiled, Matcher, compile, fill_batch
 from lmguide.constraints.indentation import indented
 from lmguide.constraints.languages.description import Language
 from lmguide.constraints.lowering import Lowered, lower
-from lmguide.constraints.masks import apply_bits
+from lmguide.constraints.masks import apply_bits, compile_masks
 from lmguide.constraints.parsing import parse_constraint
 from lmguide.constraints.vocabulary import Vocabulary
 
@@ -49,6 +49,7 @@ __all__ = [
     "apply_bits",
     "as_constraint",
     "compile",
+    "compile_masks",
     "fill_batch",
     "indented",
     "lower",

@@ -6,6 +6,7 @@ followed by a look at the error state.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from functools import lru_cache
@@ -124,7 +125,7 @@ class LLGuidanceMatcher:
 
     def fill(self, out: NDArray[np.int32]) -> None:
         """Write which tokens may follow, as bits `[words]`."""
-        self._matcher.unsafe_compute_mask_ptr(out.ctypes.data, out.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(_address(out), out.nbytes)
         self.check(out)
 
     def check(self, out: NDArray[np.int32]) -> None:
@@ -193,13 +194,18 @@ def fill_llguidance(rows: Sequence[tuple[int, LLGuidanceMatcher]], out: NDArray[
         ConstraintError: As `LLGuidanceMatcher.fill`, with the row.
     """
     _executor().unsafe_compute_mask_ptr(
-        [(matcher._matcher, row) for row, matcher in rows], out.ctypes.data, out.strides[0], len(out)
+        [(matcher._matcher, row) for row, matcher in rows], _address(out), out.strides[0], len(out)
     )
     for row, matcher in rows:
         try:
             matcher.check(out[row])
         except ConstraintError as error:
             raise ConstraintError(f"row {row}: {error}") from None
+
+
+def _address(out: NDArray[np.int32]) -> int:
+    """Where contiguous bits begin; `out.ctypes.data` takes several times as long, a third of a light mask."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(out))  # type: ignore[arg-type]  # arrays are buffers
 
 
 def _reason(matcher: Any) -> str:

@@ -124,7 +124,7 @@ class ConstraintState:
         matchers = [row.matcher if row.open else None for row in self.rows]
         if not any(matchers):
             return lambda scores: scores
-        constrained = np.array([matcher is not None for matcher in matchers])
+        constrained = np.array([row is not None for row in matchers]) if None in matchers else None
         try:
             fill_batch(matchers, self._bits)
         except ConstraintError as error:

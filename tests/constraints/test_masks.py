@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmguide.constraints.masks import _apply_by_shift, apply_bits, empty_bits
+from lmguide.constraints.masks import _apply_at_once, _unpack_and_fill, apply_bits, empty_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,6 +75,15 @@ def test_shapes_that_do_not_belong_together() -> None:
         apply_bits(torch.zeros(32), np.zeros((1, 1), dtype=np.int32))
 
 
+def test_scores_with_a_gradient() -> None:
+    bits = np.zeros((1, 1), dtype=np.int32)
+    tracked = torch.zeros(1, 32, requires_grad=True)
+    with pytest.raises(ValueError, match=r"^scores: expected ones without a gradient, got some that have one\. Give"):
+        apply_bits(tracked.clone(), bits)
+    with torch.no_grad():
+        assert torch.isneginf(apply_bits(tracked.clone(), bits)).all()
+
+
 def test_empty_bits_allow_nothing() -> None:
     assert torch.isneginf(apply_bits(torch.zeros(2, 64), empty_bits(2, 2))).all()
 
@@ -95,7 +104,7 @@ def test_unpacked_where_the_scores_are(rows: list[int]) -> None:
     scores, bits, allowed = _case(4, 3001, 0.5, torch.float32)
     expected = scores.clone()
     expected[rows] = expected[rows].masked_fill(~allowed[rows], -torch.inf)
-    _apply_by_shift(scores, bits, np.array(rows))  # as on another device
+    _apply_at_once(scores, bits, np.isin(np.arange(4), rows), _unpack_and_fill)  # as on another device
     assert torch.equal(scores, expected)
 
 
