@@ -30,10 +30,12 @@ test: $(DEV) $(VLLM)  ## all tests and doctests, offline (PYTEST_ADDOPTS="-k rul
 	@for part in $(SERVED); do $(OFFLINE) $(BIN)/pytest -q -m "not slow" $$part || exit 1; done
 
 stress: $(DEV) $(VLLM)  ## the vLLM plugin under memory pressure and aborts, many seeds (half an hour)
-	@$(OFFLINE) $(BIN)/pytest -m slow tests/vllm/test_parallel.py
+	@$(OFFLINE) $(BIN)/pytest -m slow tests/vllm/test_parallel.py tests/vllm/test_eval.py
 	@$(OFFLINE) $(BIN)/pytest -s -W default tests/vllm/stress.py
 	@for runner in v1-async v2 v2-async; do LMGUIDE_STRESS_RUNNER=$$runner LMGUIDE_STRESS_SEEDS=2 TRITON_INTERPRET=1 \
 	    $(OFFLINE) $(BIN)/pytest -s -W default tests/vllm/stress.py || exit 1; done
+	@for runner in v2 v2-async; do LMGUIDE_STRESS_RUNNER=$$runner TRITON_INTERPRET=1 \
+	    $(OFFLINE) $(BIN)/pytest tests/vllm/test_async.py || exit 1; done
 
 lint: $(DEV)  ## ruff and mypy
 	@$(BIN)/ruff check

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from lmguide.pages import template
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,14 +115,7 @@ def render(
     if not 0 <= row < len(trace.rows):
         raise ValueError(f"row: expected one of the {len(trace.rows)} answers of the trace, got {row}. Count from 0.")
     tokens = _tokens(trace, tokenizer, row)
-    pages = Environment(
-        loader=PackageLoader("lmguide"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return pages.get_template("inspect.html").render(
+    return template("inspect.html").render(
         title=title,
         model=model,
         guidance=[method.to_json() for method in guidance],

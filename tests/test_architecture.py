@@ -39,6 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "engines": ("huggingface", "diffusion", "vllm"),
     "over any engine": ("trace", "search"),
     "public names": ("__init__",),
+    "pages": ("pages",),
     "what people look at": ("eval", "report"),
     "what people try": ("playground",),
     "command line": ("cli",),

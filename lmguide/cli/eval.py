@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
-import logging
-import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from lmguide.cli.benchmarks import load_tasks, prepare, read_json, read_limit, read_pairs, resumable, shared_arguments
 from lmguide.cli.output import replacing
 
 if TYPE_CHECKING:
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
     from lmguide.eval.sweeps.store import Result
 
 PAGE = "report.html"
-EXTRA = 'lm-eval is not installed. Run: pip install "lmguide[eval]"'
 
 
 @dataclass(frozen=True)
@@ -45,24 +41,17 @@ def run(arguments: argparse.Namespace) -> None:
         OSError: A file cannot be written.
         ValueError: An argument is wrong.
     """
-    # lm-eval tells about its defaults at length; its errors and warnings of substance stay.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError as error:
-        raise ImportError(EXTRA) from error
-    from lmguide.eval.harness import register
     from lmguide.eval.harness.registration import TASKS
 
     if arguments.list_tasks:
         print("\n".join(sorted(path.stem for path in TASKS.glob("*.yaml"))))
         return
-    register()
-    _join_processes(arguments)
+    prepare(arguments)
     page = _page(arguments)
     plan = _plan(arguments)
     console = Console(highlight=False, markup=False, color_system=None, stderr=True)
-    results = _sweep(arguments, plan, console)
+    with resumable(arguments.out):
+        results = _sweep(arguments, plan, console)
     from lmguide.eval.harness.base import is_main
     from lmguide.eval.sweeps import render, tables
 
@@ -95,16 +84,15 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     base = read_setting(
         arguments.guidance or None,
         not arguments.raw,
-        _json("--source", source) if source and source.startswith("{") else source,
+        read_json("--source", source) if source and source.startswith("{") else source,
         arguments.negative_prompt,
-        None if arguments.sources is None else _json("--sources", arguments.sources),
+        None if arguments.sources is None else read_json("--sources", arguments.sources),
     )
     settings = grid(base, arguments.sweep)
-    _limit(arguments.limit)
-    manager, tasks = _tasks(arguments)
-    shared = {"device": arguments.device, "trust_remote_code": arguments.trust_remote_code or None}
-    shared["batch_size"] = _batch_size(arguments.batch_size)
-    shared = {name: value for name, value in shared.items() if value is not None}
+    read_limit(arguments.limit)
+    shared = shared_arguments(arguments, arguments.model)
+    names = [name for word in arguments.tasks for name in word.split(",") if name]
+    manager, tasks = load_tasks(names, arguments.data, arguments.include_path)
     control = read_pairs("--control-args", arguments.control_args)
     return Plan(settings, {**shared, **given}, {**shared, **control} if control else {}, tasks, manager)
 
@@ -122,7 +110,7 @@ def _sweep(arguments: argparse.Namespace, plan: Plan, console: Console) -> list[
 
     options = Options(
         num_fewshot=arguments.num_fewshot,
-        limit=_limit(arguments.limit),
+        limit=read_limit(arguments.limit),
         gen_kwargs=read_pairs("--gen-kwargs", arguments.gen_kwargs),
         apply_chat_template=arguments.apply_chat_template,
         fewshot_as_multiturn=arguments.fewshot_as_multiturn,
@@ -173,58 +161,6 @@ def _load(kind: Any, given: dict[str, Any], settings: Sequence[Setting]) -> Any:
     return lm
 
 
-def read_pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
-    """Arguments as lm-eval takes them: `key=value,key=value`, several of these, or one JSON object.
-
-    Args:
-        option: What they were given as, for messages.
-        words: What was given.
-
-    Raises:
-        ValueError: Another form.
-
-    Example:
-        >>> read_pairs("--model-args", ["pretrained=gpt2,dtype=float32", "max_length=512"])
-        {'pretrained': 'gpt2', 'dtype': 'float32', 'max_length': 512}
-    """
-    text = " ".join(words).strip()
-    if text.startswith("{"):
-        return dict(_json(option, text))
-    found: dict[str, Any] = {}
-    for pair in (pair for word in words for pair in word.split(",") if pair.strip()):
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip().isidentifier():
-            raise ValueError(
-                f"{option}: expected key=value, got {pair.strip()!r}. A value with a comma needs the form of one JSON "
-                "object."
-            )
-        if key.strip() in found:
-            raise ValueError(f"{option}: {key.strip()!r} is given twice. Give it once.")
-        found[key.strip()] = _value(value.strip())
-    return found
-
-
-def _value(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    return value if isinstance(value, int | float) else text
-
-
-def _json(option: str, text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{option}: expected a JSON object, got one broken at character {error.pos}.") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{option}: expected a JSON object, got {text!r}.")
-    return found
-
-
 def _check_model(name: str) -> None:
     from lm_eval.api.registry import model_registry
 
@@ -237,46 +173,7 @@ def _check_model(name: str) -> None:
         raise ValueError(f"--model: {name} of lm-eval knows no guidance. Use {ours}.")
     close = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
     cure = f"Did you mean {close[0]}?" if close else "A model's own name goes to --model-args pretrained=NAME."
-    raise ValueError(f"--model: expected {' or '.join(MODELS)}, got {name!r}. {cure}")
-
-
-def _tasks(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The task manager and the loaded tasks: data that is not to be had shows before a model is loaded."""
-    from lmguide.eval.harness import manager
-
-    names = [name for word in arguments.tasks for name in word.split(",") if name]
-    folders = arguments.include_path
-    found = manager(arguments.data, folders, defaults=False)
-    if not set(names) <= set(found.all_tasks):
-        found = manager(arguments.data, folders)
-    known = set(found.all_tasks)
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=3)
-            cure = f"Did you mean {' or '.join(close)}?" if close else "`lm-eval ls tasks` and --list-tasks show them."
-            raise ValueError(f"--tasks: expected the name of a task, got {name!r}. {cure}")
-    loaded = {}
-    for name in dict.fromkeys(names):
-        try:
-            loaded[name] = found.load([name])
-        except (ConnectionError, FileNotFoundError, OSError) as error:
-            raise ValueError(f"--tasks: the data of {name} could not be read: {error}. See --data.") from error
-    return found, loaded
-
-
-def _batch_size(text: str) -> int | str:
-    if text == "auto" or (text.isascii() and text.isdigit() and int(text) > 0):
-        return text if text == "auto" else int(text)
-    raise ValueError(f"--batch-size: expected a number of texts or auto, got {text!r}. Try 16.")
-
-
-def _limit(limit: float | None) -> float | None:
-    """A number of documents, or a share of them."""
-    if limit is None or 0 < limit < 1:
-        return limit
-    if limit == 0 or limit != int(limit):
-        raise ValueError(f"--limit: expected a whole number of documents or a share below 1, got {limit:g}. Try 100.")
-    return int(limit)
+    raise ValueError(f"--model: expected one of {', '.join(MODELS)}, got {name!r}. {cure}")
 
 
 def _page(arguments: argparse.Namespace) -> Path:
@@ -292,14 +189,3 @@ def _page(arguments: argparse.Namespace) -> Path:
     except ImportError as error:
         raise ImportError('matplotlib is not installed. Run: pip install "lmguide[eval]"') from error
     return page
-
-
-def _join_processes(arguments: argparse.Namespace) -> None:
-    """Meet the other processes of `accelerate launch` or `torchrun`, each on its device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        state = PartialState()
-        arguments.device = str(state.device)
-        if not state.is_main_process:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process

@@ -47,7 +47,7 @@ def add_options(
         number: Makes a reader of numbers between two.
     """
     add = parser.add_argument_group("model and tasks").add_argument
-    add("--model", default="lmguide-hf", metavar="NAME", help="lmguide-hf (default) or lmguide-diffusion")
+    add("--model", default="lmguide-hf", metavar="NAME", help="lmguide-hf (default), -diffusion, -vllm or -completions")
     pairs = "key=value,... or one JSON object, as in lm-eval; pretrained=NAME is a folder or a name on the hub"
     add("--model-args", nargs="+", default=[], metavar="ARGS", help=pairs)
     add("--tasks", nargs="+", metavar="TASK", help="names, with commas or spaces between them")
@@ -55,7 +55,7 @@ def add_options(
     add("--data", metavar="DIR", help="folder with copies of data sets, in the place of the hub")
     add("--include-path", action="append", default=[], metavar="DIR", help="further folder of tasks")
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:0, ... (default a GPU if there is one)")
-    add("--batch-size", default="1", metavar="N", help="texts at once, or auto (default 1)")
+    add("--batch-size", metavar="N", help="texts at once, or auto (default 1, and auto for vLLM)")
     add("--trust-remote-code", action="store_true", help="run code that the model's author wrote")
     add = parser.add_argument_group("guidance").add_argument
     add("--guidance", action="append", default=[], metavar="METHOD", help="name:key=value,... or JSON; may be repeated")

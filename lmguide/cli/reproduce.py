@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import functools
 import json
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from lmguide import __version__
-from lmguide.cli.eval import EXTRA, _batch_size, _join_processes, _limit, _tasks, read_pairs
+from lmguide.cli.benchmarks import load_tasks, prepare, read_limit, read_pairs, resumable, shared_arguments
 from lmguide.cli.output import replacing
 from lmguide.eval.reproduce import measure, recipe, tables, told
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Sequence
 
     from lmguide.eval.harness.base import GuidedLM
@@ -43,33 +40,25 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.show:
         _show(chosen, model, parts)
         return
-    # lm-eval tells about its defaults at length; its errors and warnings of substance stay.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError as error:
-        raise ImportError(EXTRA) from error
-    from lmguide.eval.harness import register
+    prepare(arguments)
     from lmguide.eval.harness.base import is_main
     from lmguide.eval.sweeps import Options
 
     given = read_pairs("--model-args", arguments.model_args)
     if beside := OURS & set(given):
         raise ValueError(f"--model-args: {min(beside)} is what the experiment decides. Leave it out.")
-    options = Options(limit=_limit(arguments.limit), seed=arguments.seed)
+    options = Options(limit=read_limit(arguments.limit), seed=arguments.seed)
     generation = read_pairs("--gen-kwargs", arguments.gen_kwargs)
     out = Path(arguments.out) / arguments.name
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: expected a folder, got the file {str(out)!r}. Name another.")
-    register()
-    _join_processes(arguments)
-    given = {**chosen.model_args, **_shared(arguments), **given}
+    given = {**chosen.model_args, **shared_arguments(arguments, chosen.harness), **given}
     names = [part.task for part in parts]
-    manager, tasks = _tasks(argparse.Namespace(tasks=names, data=arguments.data, include_path=[]))
+    manager, tasks = load_tasks(names, arguments.data)
     console = Console(highlight=False, markup=False, color_system=None, stderr=True)
     made: list[Runner] = []
     make = _runners(chosen, model, given, manager, out, console, made)
-    with contextlib.redirect_stdout(sys.stderr):  # lm-eval prints what it is at
+    with resumable(out):
         lines = measure(chosen, parts, tasks, options, make, generation)
     if not is_main():
         return
@@ -81,12 +70,6 @@ def run(arguments: argparse.Namespace) -> None:
     with replacing(file) as text:
         json.dump(told(chosen, model, lines, how), text, ensure_ascii=False, indent=1, default=str)
     console.print(f"{file}: the numbers", soft_wrap=True)
-
-
-def _shared(arguments: argparse.Namespace) -> dict[str, Any]:
-    found = {"device": arguments.device, "trust_remote_code": arguments.trust_remote_code or None}
-    found["batch_size"] = _batch_size(arguments.batch_size)
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _runners(
@@ -130,10 +113,12 @@ def _show(chosen: Recipe, model: str, parts: Sequence[Part]) -> None:
     print(f"{chosen.title}: {chosen.source}.")
     print(f"Models: {', '.join(chosen.models)}.\n\n{model}:")
     for part in parts:
+        shown = f", {part.num_fewshot} examples" if part.num_fewshot else ""
+        print(f"  {part.task}, {part.metric}{shown}")
         for row in part.rows:
             value = "–" if row.value is None else f"{row.value:.4f}"
             error = "" if row.error is None else f" ± {row.error:.4f}"
-            print(f"  {part.task} {part.metric}  {row.label}  {value}{error}")
+            print(f"    {value}{error}  {row.label}")
 
 
 def _print(chosen: Recipe, model: str, lines: Sequence[Line], remarks: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ def add_options(
     add("--model-args", nargs="+", default=[], metavar="ARGS", help=pairs)
     add("--gen-kwargs", nargs="+", default=[], metavar="ARGS", help="of generation, over the paper's")
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:0, ... (default a GPU if there is one)")
-    add("--batch-size", default="1", metavar="N", help="texts at once, or auto (default 1)")
+    add("--batch-size", metavar="N", help="texts at once, or auto (default 1)")
     add("--trust-remote-code", action="store_true", help="run code that the model's author wrote")
     add("--seed", type=whole(0), default=1234, metavar="N", help="(default 1234)")
     add("--out", metavar="DIR", default="lmguide-reproduce", help="folder for the results (default lmguide-reproduce)")

@@ -6,7 +6,7 @@ import functools
 import math
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from lmguide.pages import template
 
 if TYPE_CHECKING:
     from lmguide.playground.answers import Answers
@@ -54,11 +54,4 @@ def legend() -> str:
 
 @functools.cache
 def _page() -> Any:
-    pages = Environment(
-        loader=PackageLoader("lmguide"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return pages.get_template("playground.html").module
+    return template("playground.html").module

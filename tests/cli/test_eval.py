@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmguide.cli import main
-from lmguide.cli.eval import read_pairs
+from lmguide.cli.benchmarks import read_pairs
 from lmguide.cli.eval_options import dashes
 from lmguide.eval.harness.__main__ import words_for_lm_eval
 from lmguide.eval.harness.hf import GuidedHFLM

@@ -180,7 +180,8 @@ def test_the_papers_numbers_are_shown_without_a_model(capsys: pytest.CaptureFixt
     assert main(["reproduce", "acfg", "--show", "--tasks", "gsm8k"]) == 0
     out = capsys.readouterr().out
     assert "2505.20199" in out and "GSAI-ML/LLaDA-8B-Base" in out
-    assert "gsm8k exact_match,flexible-extract  adaptive_cfg:guidance_scale=1.5,remask_ratio=0.7  0.7350" in out
+    assert "gsm8k, exact_match,flexible-extract, 4 examples\n" in out
+    assert "    0.7350  adaptive_cfg:guidance_scale=1.5,remask_ratio=0.7\n" in out
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,19 @@ class GuidedLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
                 answers[place] = answer
         return answers
 
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """As lm-eval has it, with guidance off.
+
+        Raises:
+            ValueError: With guidance on.
+        """
+        if self.setting.enabled:
+            raise ValueError(
+                "loglikelihood_rolling: perplexity over windows has no prompt to guide by. Run it without guidance."
+            )
+        found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        return found
+
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Take a cache of answers if it was made with this setting; lm-eval's keys do not say with which.
 
@@ -217,6 +230,18 @@ def is_main() -> bool:
     """Whether this process is the one that writes and prints."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return not distributed or torch.distributed.get_rank() == 0
+
+
+def check_alone(name: str, cure: str) -> None:
+    """Refuse several processes for a model that runs in one.
+
+    Raises:
+        ValueError: There are several; `cure` says what to do instead.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        count = torch.distributed.get_world_size()
+        if count > 1:
+            raise ValueError(f"--model: {name} runs in one process, got {count}. {cure}")
 
 
 def bar_off(disable: bool) -> bool | None:

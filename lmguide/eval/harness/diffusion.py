@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +22,7 @@ from lmguide.eval.harness.base import (
     over_processes,
     seeded,
 )
-from lmguide.eval.harness.settings import Setting, read_setting, takes_source
+from lmguide.eval.harness.settings import Setting, read_setting, with_source
 from lmguide.sources.ids import pack
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from lmguide.denoisers import Denoiser
-    from lmguide.guidance import Guidance
 
 MAX_GEN_TOKS = 256
 """Length of an answer where neither task nor user says one, as in lm-eval's `hf`."""
@@ -140,9 +138,21 @@ class GuidedDiffusionLM(GuidedLM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The tokens of a text; a template brings its special tokens itself."""
+        """The tokens of a text; a template brings its special tokens itself.
+
+        Raises:
+            ValueError: There are none for some word of it, as with the bundled models.
+        """
         special = string not in self._conversations if add_special_tokens is None else add_special_tokens
-        return list(self.tokenizer(string, add_special_tokens=special)["input_ids"])
+        try:
+            return list(self.tokenizer(string, add_special_tokens=special)["input_ids"])
+        except Exception as error:
+            if type(error) is not Exception:  # what the library of tokenizers raises has no type of its own
+                raise
+            raise ValueError(
+                f"pretrained: the model has no tokens for a text of the task ({error}). The bundled models of canvases "
+                "read slots_mc, slots_gen and sudoku_cells alone. Choose one of these, or another model."
+            ) from None
 
     def render(self, chat_history: list[dict[str, str]], add_generation_prompt: bool) -> str:
         """A conversation as text, by the tokenizer's template."""
@@ -190,7 +200,7 @@ class GuidedDiffusionLM(GuidedLM):
                 self.denoiser,
                 [requests[place][1][-(self.max_length - len(requests[place][2])) :] for place in places],
                 [requests[place][2] for place in places],
-                guidance=_with_negative(methods, negative),
+                guidance=(methods if negative is None else with_source(methods, negative)) or None,
                 samples=self.mc_num * self.setting.passes,
                 antithetic=self.antithetic,
                 greedy=self.greedy,
@@ -257,7 +267,7 @@ class GuidedDiffusionLM(GuidedLM):
             self.denoiser,
             rows.ids,
             rows.mask,
-            guidance=_with_negative(methods, tuple(tuple(ids or ()) for ids in negative) if spoken else None),
+            guidance=(with_source(methods, tuple(tuple(ids or ()) for ids in negative)) if spoken else methods) or None,
             steps=steps * self.setting.passes,
             max_new_tokens=length,
             generator=[torch.Generator().manual_seed(seeded(base, place)) for place in places],
@@ -307,13 +317,3 @@ def _decoding(kwargs: dict[str, Any]) -> dict[str, Any]:
     elif sample:
         kwargs.setdefault("temperature", 1.0)
     return kwargs
-
-
-def _with_negative(methods: Sequence[Guidance], ids: Any) -> tuple[Guidance, ...] | None:
-    """The methods with other negative prompts, as ids, one or one for each row; `None` leaves them, or is no method."""
-    if ids is None or not methods:
-        return tuple(methods) or None
-    return tuple(
-        replace(method, negative_prompt=ids) if takes_source(method) else method  # type: ignore[call-arg]
-        for method in methods
-    )

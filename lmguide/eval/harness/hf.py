@@ -19,7 +19,7 @@ from lmguide.eval.harness.base import (
     seeded,
 )
 from lmguide.eval.harness.scoring import Recipe, Scored, Scorer, Text, sources_of
-from lmguide.eval.harness.settings import Setting, read_setting, takes_source
+from lmguide.eval.harness.settings import Setting, read_setting, with_source
 from lmguide.huggingface import guide
 
 if TYPE_CHECKING:
@@ -104,19 +104,6 @@ class GuidedHFLM(GuidedLM, HFLM):  # type: ignore[misc]  # lm-eval ships no type
 
     _view: Any = None
     batch_size_per_gpu: Any
-
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """As in `hf`, with guidance off.
-
-        Raises:
-            ValueError: With guidance on.
-        """
-        if self.setting.enabled:
-            raise ValueError(
-                "loglikelihood_rolling: perplexity over windows has no prompt to guide by. Run it without guidance."
-            )
-        found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-        return found
 
     def _loglikelihood_tokens(
         self,
@@ -270,10 +257,7 @@ class GuidedHFLM(GuidedLM, HFLM):  # type: ignore[misc]  # lm-eval ships no type
         """Methods, and arguments that give each row of a chat the conversation it is contrasted with."""
         found = [self.negative_ids(text, methods) for text in self._contexts]
         if any(ids is not None for ids in found):
-            methods = tuple(
-                replace(method, negative_prompt=None) if takes_source(method) else method  # type: ignore[call-arg]
-                for method in methods
-            )
+            methods = with_source(methods, None)
         elif NegativePrompt(None) in sources_of(methods):
             found = [[int(row[-1])] for row in context]
         rows = [ids for ids in found if ids is not None]

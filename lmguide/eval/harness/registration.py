@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 MODELS = {
     "lmguide-hf": "lmguide.eval.harness.hf:GuidedHFLM",
     "lmguide-diffusion": "lmguide.eval.harness.diffusion:GuidedDiffusionLM",
+    "lmguide-vllm": "lmguide.eval.harness.vllm:GuidedVLLM",
+    "lmguide-completions": "lmguide.eval.harness.completions:GuidedCompletions",
 }
 """Names of our models in lm-eval → where they are. The same names are entry points of the group `lm_eval.models`, which
 releases after 0.4.13 read by themselves."""

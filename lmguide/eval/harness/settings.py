@@ -30,6 +30,7 @@ class Setting:
             method without one contrasts with the prompt's last token, or in a chat with an empty turn of the user.
         sources: The contrast of some tasks, by name, in the place of `source`.
         passes: Evaluations an unguided model may spend where it would need one: the compute-matched control.
+        varied: Fields that `label` tells even at their defaults, because a sweep varies them.
 
     Raises:
         ValueError: A source without a method that takes one, one strength per prompt, or passes beside guidance.
@@ -45,6 +46,7 @@ class Setting:
     source: Context | None = None
     sources: Mapping[str, Context | None] = field(default_factory=dict)
     passes: int = 1
+    varied: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         """Check what cannot be together."""
@@ -72,12 +74,7 @@ class Setting:
         """The methods that do something, with the contrast of a task."""
         source = self.sources.get(task or "", self.source)
         enabled = tuple(method for method in self.guidance if method.enabled)
-        if source is None:
-            return enabled
-        return tuple(
-            replace(method, negative_prompt=source) if takes_source(method) else method  # type: ignore[call-arg]
-            for method in enabled
-        )
+        return enabled if source is None else with_source(enabled, source)
 
     def to_dict(self) -> dict[str, Any]:
         """The setting as a JSON-safe dictionary."""
@@ -100,7 +97,8 @@ class Setting:
         """The setting in a few words."""
         if not self.enabled:
             return "unguided" if self.passes == 1 else f"unguided, {self.passes} passes"
-        words = [" ".join([_name(method), ", ".join(_changed(method))]) for method in self.guidance if method.enabled]
+        enabled = [method for method in self.guidance if method.enabled]
+        words = [" ".join([_name(method), ", ".join(_told(method, self.varied))]) for method in enabled]
         if self.source is not None:
             words.append(f"source={_short(self.source)}")
         words += [f"{task}: source={_short(source)}" for task, source in sorted(self.sources.items())]
@@ -200,6 +198,14 @@ def takes_source(method: Guidance) -> bool:
     return "negative_prompt" in {each.name for each in dataclasses.fields(method)}
 
 
+def with_source(methods: Sequence[Guidance], source: Any) -> tuple[Guidance, ...]:
+    """The methods, those that have a negative prompt with another one: a context, text, tokens, or `None`."""
+    return tuple(
+        replace(method, negative_prompt=source) if takes_source(method) else method  # type: ignore[call-arg]
+        for method in methods
+    )
+
+
 def _described(source: Context | None) -> dict[str, Any] | None:
     return None if source is None else to_dict(source)
 
@@ -215,11 +221,11 @@ def _name(method: Guidance) -> str:
     return str(type(method).name)
 
 
-def _changed(method: Guidance) -> list[str]:
-    """The strength of a method and its fields away from their defaults, as key=value."""
+def _told(method: Guidance, varied: Sequence[str]) -> list[str]:
+    """The strength of a method, its fields away from their defaults, and those that are varied, as key=value."""
     told = method.to_dict()
     return [
         f"{each.name}={told[each.name] if not isinstance(told[each.name], dict) else json.dumps(told[each.name])}"
         for each in dataclasses.fields(method)
-        if each.name == method.strength_field or getattr(method, each.name) != each.default
+        if each.name in (method.strength_field, *varied) or getattr(method, each.name) != each.default
     ]

@@ -103,7 +103,7 @@ def _with(base: Setting, values: Mapping[str, Any]) -> Setting:
     for key, value in fields.items():
         place = next(place for place, method in enumerate(methods) if key in strength_names([method]))
         methods[place] = Guidance.from_dict({**methods[place].to_dict(), key: value})
-    setting = replace(base, guidance=tuple(methods))
+    setting = replace(base, guidance=tuple(methods), varied=tuple(fields))
     if "normalize" in values:
         setting = replace(setting, normalize=read_setting(normalize=values["normalize"]).normalize)
     if "source" in values or "negative_prompt" in values:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from lmguide.eval.sweeps.plots import against_passes, against_strength
 from lmguide.eval.sweeps.table import NO_CONTROL, better, by_task, is_control, metrics, shown
+from lmguide.pages import template
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,15 +51,8 @@ def render(results: Sequence[Result], *, title: str = "Guidance on benchmarks") 
     if not results:
         raise ValueError("results: expected at least one, got none. Run a sweep first.")
     sections = [_section(name, rows) for name, rows in by_task(results).items()]
-    pages = Environment(
-        loader=PackageLoader("lmguide"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     first = results[0]
-    return pages.get_template("eval.html").render(
+    return template("eval.html").render(
         title=title,
         points=len(results),
         model=first.point.model,

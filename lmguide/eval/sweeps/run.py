@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import random
+import statistics
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from lm_eval.api import metrics as lm_eval_metrics
 from lm_eval.evaluator import evaluate
 from lm_eval.utils import handle_non_serializable
 
@@ -19,7 +23,7 @@ from lmguide.eval.harness.settings import Setting
 from lmguide.eval.sweeps.store import Point, Result, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from lmguide.eval.harness.base import GuidedLM
 
@@ -141,17 +145,18 @@ class Runner:
     def _run(self, task: Any, point: Point) -> Result:
         options, start = self.options, time.monotonic()
         transformers.set_seed(options.seed)
-        found = evaluate(
-            self.lm,
-            self._configured(task),
-            limit=options.limit,
-            bootstrap_iters=options.bootstrap_iters,
-            log_samples=options.log_samples,
-            system_instruction=options.system_instruction,
-            apply_chat_template=options.apply_chat_template,
-            fewshot_as_multiturn=options.fewshot_as_multiturn,
-            confirm_run_unsafe_code=options.confirm_run_unsafe_code,
-        )
+        with quiet_errors():
+            found = evaluate(
+                self.lm,
+                self._configured(task),
+                limit=options.limit,
+                bootstrap_iters=options.bootstrap_iters,
+                log_samples=options.log_samples,
+                system_instruction=options.system_instruction,
+                apply_chat_template=options.apply_chat_template,
+                fewshot_as_multiturn=options.fewshot_as_multiturn,
+                confirm_run_unsafe_code=options.confirm_run_unsafe_code,
+            )
         result = None
         if is_main():
             info = self.lm.get_model_info()
@@ -170,6 +175,26 @@ def from_main(value: Any) -> Any:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+@contextmanager
+def quiet_errors() -> Iterator[None]:
+    """Standard errors from lm-eval's draws, without its line on stdout and a process for each core."""
+    original = lm_eval_metrics.bootstrap_stderr
+    lm_eval_metrics.bootstrap_stderr = _bootstrap
+    try:
+        yield
+    finally:
+        lm_eval_metrics.bootstrap_stderr = original
+
+
+def _bootstrap(statistic: Callable[[Sequence[Any]], float], values: Sequence[Any], iters: int) -> float:
+    size = min(1000, iters)
+    drawn = []
+    for part in range(iters // size):
+        draws = random.Random(part)
+        drawn += [statistic(draws.choices(values, k=len(values))) for _ in range(size)]
+    return statistics.stdev(drawn)
 
 
 def kinds(loaded: Any) -> set[str]:

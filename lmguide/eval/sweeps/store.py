@@ -88,8 +88,9 @@ class Store:
 
     def read(self, point: Point) -> Result | None:
         """The result of a point if there is one; a file that holds something else is told of and left out."""
-        path = self.path(point)
-        if not path.is_file():
+        # Under another name if it was one of another sweep.
+        path = next(iter(sorted(self.folder.glob(f"*-{point.key}.json"))), None)
+        if path is None:
             return None
         try:
             return _decoded(json.loads(path.read_text(encoding="utf-8")), point)

@@ -37,6 +37,11 @@ def scored() -> list[Instance]:
     ]
 
 
+def test_a_text_that_the_model_has_no_tokens_for_is_refused(lm: GuidedDiffusionLM) -> None:
+    with pytest.raises(ValueError, match="^pretrained: the model has no tokens for a text of the task"):
+        lm.tok_encode("Janet's ducks lay 16 eggs.")
+
+
 @pytest.mark.parametrize("methods", [(), (lg.CFG(2.0),), (lg.AdaptiveCFG(2.0),)], ids=["off", "cfg", "adaptive"])
 def test_scores_are_the_engines(lm: GuidedDiffusionLM, methods: tuple[lg.Guidance, ...]) -> None:
     lm.use(Setting(methods))

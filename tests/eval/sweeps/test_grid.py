@@ -30,6 +30,17 @@ def test_conventions_and_sources_can_be_varied() -> None:
     assert [first.source, second.source] == [lg.NegativePrompt("A sad tale:"), lg.NegativePrompt("No, no")]
 
 
+def test_labels_tell_what_is_varied_at_its_default_too() -> None:
+    base = Setting((lg.SelectiveCFG(2.0),))
+    found = grid(base, [f"entropy_threshold=0.5,{lg.SelectiveCFG().entropy_threshold}"])
+    assert [setting.label for setting in found[1:]] == [
+        "selective_cfg guidance_scale=2.0, entropy_threshold=0.5",
+        "selective_cfg guidance_scale=2.0, entropy_threshold=1.0",
+    ]
+    assert (found[2], found[2].digest) == (base, base.digest)
+    assert base.label == "selective_cfg guidance_scale=2.0"
+
+
 def test_without_a_sweep_there_are_two_points() -> None:
     assert grid(Setting((lg.CFG(2.0),))) == [Setting(), Setting((lg.CFG(2.0),))]
     assert grid(Setting()) == [Setting()]

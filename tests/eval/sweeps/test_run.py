@@ -6,11 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from lm_eval.api.metrics import bootstrap_stderr, perplexity, stderr_for_metric
 
 import lmguide as lg
 from lmguide.eval.harness.diffusion import GuidedDiffusionLM
 from lmguide.eval.harness.settings import Setting
 from lmguide.eval.sweeps import Runner, Store, grid
+from lmguide.eval.sweeps.run import quiet_errors
 from lmguide.eval.sweeps.table import is_control
 
 if TYPE_CHECKING:
@@ -32,6 +34,29 @@ def test_a_sweep_is_read_where_it_was_run(runner: Callable[[], Runner], loaded: 
     assert second.sweep(loaded, SETTINGS) == results
     assert second.ran == 0
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_point_is_found_under_another_sweeps_label(
+    runner: Callable[[], Runner], loaded: dict[str, Any], tmp_path: Path
+) -> None:
+    tasks, base = {"tales_mc": loaded["tales_mc"]}, Setting((lg.SelectiveCFG(2.0),))
+    (first,) = runner().sweep(tasks, [base])
+    second = runner()
+    found = second.sweep(tasks, grid(base, ["entropy_threshold=1.0"]))
+    assert second.ran == 1  # the unguided one
+    assert [result.point.label for result in found[1:]] == ["selective_cfg guidance_scale=2.0, entropy_threshold=1.0"]
+    assert found[1].metrics == first.metrics
+
+
+def test_standard_errors_are_lm_evals_and_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    values = [-0.5, -1.25, -3.0, -0.125]
+    drawn = stderr_for_metric(perplexity, 100)
+    with quiet_errors():
+        error = drawn(values)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "")
+    assert error == pytest.approx(bootstrap_stderr(perplexity, values, 100), rel=1e-12)
+    assert "bootstrapping" in capsys.readouterr().out  # as it is without
 
 
 def test_points_together_are_points_apart(
