@@ -1,6 +1,9 @@
 """Cost of guided requests in vLLM beside plain ones, as ratios within one run; how: `scripts/interleaved.py`.
 
 Two engines, each in a process of its own, work in turn: one that knows nothing of lmguide, and one with the plugin.
+Answers are of different lengths, so that the engine is full until the last requests. For each selective mode the
+engine without the plugin is also given plain requests that come to as many tokens and as many samples: what would be
+left if guidance itself cost nothing.
 
 python -m scripts.bench_vllm --markdown                                                  # CPU, float32
 python -m scripts.bench_vllm --device cuda --dtype bfloat16 --size 32 2048 --prompt 512 --new 256
@@ -14,6 +17,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import tempfile
 import time
 from contextlib import ExitStack
@@ -27,7 +31,7 @@ from scripts.bench_huggingface import threshold_for
 from scripts.interleaved import Row, Stopwatch, add_options, heading, llama, measure, set_up, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from multiprocessing.connection import Connection
 
 VOCAB = 32000
@@ -40,6 +44,8 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
+PLAIN = "plain, without the plugin"
+BOUND = "as many plain tokens"
 BARS = {
     "plugin, not used": 0.98,
     "CFG": 0.45,
@@ -60,8 +66,9 @@ class Load:
         pairs: Guided requests at a time; plain ones are twice as many, in the same number of rows.
         requests: Of one run.
         prompt: Tokens of each prompt, and of each negative prompt.
-        new: Tokens of each answer.
+        new: Tokens of an answer on average; they have between half and one and a half times as many.
         dtype: Of the weights.
+        one_negative: Whether all requests have the same negative prompt.
         seed: Of the prompts.
     """
 
@@ -71,6 +78,7 @@ class Load:
     prompt: int
     new: int
     dtype: str
+    one_negative: bool
     seed: int = 0
 
 
@@ -109,9 +117,20 @@ class Engine:
         self.process.join(30)
         self.process.kill()
 
-    def run(self, arguments: Mapping[str, Any] | None = None, requests: int | None = None) -> dict[str, float]:
-        """Let it answer, with extra arguments of the requests; returns what it counted."""
-        self.connection.send((arguments, requests))
+    def run(
+        self, arguments: Mapping[str, Any] | None = None, requests: int | None = None, more: tuple[int, int] = (0, 0)
+    ) -> dict[str, float]:
+        """Let it answer.
+
+        Args:
+            arguments: Extra arguments of the requests.
+            requests: How many; all of the load without it.
+            more: So many tokens to compute and samples to draw are added, as further plain requests.
+
+        Returns:
+            What it counted.
+        """
+        self.connection.send((arguments, requests, more))
         found: dict[str, float] = self.connection.recv()
         cpu, wall = self.clock.spent
         self.clock.spent = (cpu + found["cpu"], wall + found["wall"])
@@ -128,7 +147,7 @@ def _serve(connection: Connection, load: Load, plugin: bool) -> None:
         load.model,
         dtype=load.dtype,
         skip_tokenizer_init=True,
-        max_model_len=-(-(load.prompt + load.new + 8) // BLOCK) * BLOCK,
+        max_model_len=-(-(load.prompt + 2 * load.new + 8) // BLOCK) * BLOCK,
         max_num_seqs=2 * load.pairs,
         block_size=BLOCK,
         gpu_memory_utilization=0.1,
@@ -139,50 +158,74 @@ def _serve(connection: Connection, load: Load, plugin: bool) -> None:
     timed = _Timed(scheduler)
     generator = torch.Generator().manual_seed(load.seed)
     ids = torch.randint(2, VOCAB, (load.requests, 2, load.prompt), generator=generator).tolist()
+    if load.one_negative:
+        ids = [(prompt, ids[0][1]) for prompt, _ in ids]
+    lengths = torch.randint(load.new // 2, load.new * 3 // 2 + 1, (load.requests,), generator=generator).tolist()
     connection.send(None)
     while True:
         try:
-            arguments, requests = connection.recv()
+            arguments, requests, more = connection.recv()
         except EOFError:
             return
         llm.reset_prefix_cache()
-        params = [
-            SamplingParams(
-                temperature=0,
-                max_tokens=load.new,
-                ignore_eos=True,
-                detokenize=False,
-                extra_args=None if arguments is None else _filled(arguments, negative),
-            )
-            for _, negative in ids[:requests]
+        asked = [
+            (prompt, tokens, None if arguments is None else _filled(arguments, negative))
+            for (prompt, negative), tokens in zip(ids[:requests], lengths, strict=False)
         ]
-        prompts: Any = [{"prompt_token_ids": prompt} for prompt, _ in ids[:requests]]
+        asked += [(prompt, tokens, None) for prompt, tokens in _further(more, load, generator)]
+        random.Random(load.seed).shuffle(asked)
+        params = [
+            SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=extra)
+            for _, tokens, extra in asked
+        ]
+        prompts: Any = [{"prompt_token_ids": prompt} for prompt, *_ in asked]
         counts = getattr(scheduler, "total_counts", {})
         counts.clear()
-        timed.seconds, timed.steps = 0.0, 0
+        timed.start()
         cpu, wall = time.process_time(), time.perf_counter()
         llm.generate(prompts, params, use_tqdm=False)
         spent = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-        connection.send({**spent, "scheduler": timed.seconds, "steps": timed.steps, **counts})
+        work = {"scheduler": timed.seconds, "steps": timed.steps, "tokens": timed.tokens, "samples": timed.samples}
+        connection.send({**spent, **work, **counts})
+
+
+def _further(more: tuple[int, int], load: Load, generator: torch.Generator) -> Iterator[tuple[list[int], int]]:
+    """Prompts and lengths of requests that come to so many tokens computed and samples drawn."""
+    tokens, samples = more
+    requests = max(load.requests, tokens // (load.prompt + load.new)) if tokens else 0
+    for place in range(requests):
+        drawn = samples * (place + 1) // requests - samples * place // requests
+        share = tokens * (place + 1) // requests - tokens * place // requests
+        if share:  # an answer's first token is a sample of its prompt's last
+            drawn = min(max(drawn, 1), share)
+            yield torch.randint(2, VOCAB, (share - drawn + 1,), generator=generator).tolist(), drawn
 
 
 class _Timed:
-    """CPU time of a scheduler, and its steps."""
+    """What a scheduler takes of CPU time, and what it plans."""
 
     def __init__(self, scheduler: Any) -> None:
-        self.seconds = 0.0
-        self.steps = 0
+        self.scheduler = scheduler
+        self.start()
         for name in ("schedule", "update_from_output"):
             setattr(scheduler, name, self._wrap(getattr(scheduler, name), name == "schedule"))
 
-    def _wrap(self, function: Callable[..., Any], counts: bool) -> Callable[..., Any]:
+    def start(self) -> None:
+        """Count from here."""
+        self.seconds = 0.0
+        self.steps = self.tokens = self.samples = 0
+
+    def _wrap(self, function: Callable[..., Any], plans: bool) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             started = time.process_time()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds += time.process_time() - started
-                self.steps += counts
+            result = function(*args, **kwargs)
+            self.seconds += time.process_time() - started
+            if plans:
+                requests = self.scheduler.requests
+                self.steps += 1
+                self.tokens += result.total_num_scheduled_tokens
+                self.samples += sum(not requests[name].is_prefill_chunk for name in result.num_scheduled_tokens)
+            return result
 
         return call
 
@@ -212,18 +255,26 @@ def modes_for(without: Engine, engine: Engine, seen: dict[str, dict[str, float]]
         seen: Takes what each mode's last run counted.
     """
 
+    def tell(name: str, found: dict[str, float]) -> str:
+        seen[name] = found
+        guided, skipped = found.get("guided_steps", 0), found.get("skipped_steps", 0)
+        fired = f", fired {guided / (guided + skipped):.0%}" if skipped else ""
+        return f"{found['steps']:.0f} steps, {found['tokens']:.0f} tokens, {found['samples']:.0f} samples{fired}"
+
     def mode(name: str, engine: Engine, arguments: Mapping[str, Any] | None = None) -> Callable[[], str]:
+        return lambda: tell(name, engine.run(arguments))
+
+    def bound(name: str, of: str) -> Callable[[], str]:
         def run() -> str:
-            found = seen[name] = engine.run(arguments)
-            guided, skipped = found.get("guided_steps", 0), found.get("skipped_steps", 0)
-            fired = f", fired {guided / (guided + skipped):.0%}" if skipped else ""
-            return f"{found['steps']:.0f} steps{fired}"
+            plain, guided = seen[PLAIN], seen[of]
+            more = [int(guided[what] - plain[what]) for what in ("tokens", "samples")]
+            return tell(name, without.run(more=(more[0], more[1])))
 
         return run
 
     def share(arguments: Mapping[str, Any]) -> Callable[[float], tuple[Any, list[float]]]:
         def run(threshold: float) -> tuple[Any, list[float]]:
-            found = engine.run({**arguments, "entropy_threshold": min(threshold, 1e9)}, requests=8)
+            found = engine.run({**arguments, "entropy_threshold": min(threshold, 1e9)}, requests=32)
             fired, skipped = found.get("guided_steps", 0), found.get("skipped_steps", 0)
             return SimpleNamespace(fired=fired, steps=fired + skipped), [0.0, math.log(VOCAB)]
 
@@ -232,7 +283,7 @@ def modes_for(without: Engine, engine: Engine, seen: dict[str, dict[str, float]]
     cfg = {"guidance_scale": 1.5, "negative_prompt_ids": ...}
     suffix = {"guidance": "suffix_cfg:guidance_scale=1.5,suffix=[17, 23]"}
     modes = {
-        "plain, without the plugin": mode("plain, without the plugin", without),
+        PLAIN: mode(PLAIN, without),
         "plugin, not used": mode("plugin, not used", engine),
         "CFG": mode("CFG", engine, cfg),
     }
@@ -240,6 +291,7 @@ def modes_for(without: Engine, engine: Engine, seen: dict[str, dict[str, float]]
         name = f"{name} about 10%"
         threshold = threshold_for(0.1, share(arguments))
         modes[name] = mode(name, engine, {**arguments, "entropy_threshold": threshold})
+        modes[f"{name}: {BOUND}"] = bound(f"{name}: {BOUND}", name)
     return modes
 
 
@@ -249,7 +301,9 @@ def verdicts(rows: list[Row], seen: Mapping[str, Mapping[str, float]]) -> list[s
     for row in rows:
         if (bar := BARS.get(row.mode)) is not None:
             by_wall = f"{1 / row.wall_ratio:.2f} by elapsed time"
-            lines.append(f"{row.mode}: throughput {1 / row.cpu_ratio:.3f} of plain, {by_wall}; bar: at least {bar}")
+            most = [f", of at most {1 / other.cpu_ratio:.3f}" for other in rows if other.mode == f"{row.mode}: {BOUND}"]
+            found = f"throughput {1 / row.cpu_ratio:.3f} of plain{''.join(most)}, {by_wall}"
+            lines.append(f"{row.mode}: {found}; bar: at least {bar}")
     plain, guided = seen["plugin, not used"], seen["CFG"]
     more = guided["scheduler"] / guided["steps"] - plain["scheduler"] / plain["steps"]
     step = guided["cpu"] / guided["steps"]
@@ -267,7 +321,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=64, help="guided requests at a time; plain ones: twice as many")
     parser.add_argument("--requests", type=int, help="of one run (default: twice the pairs)")
     parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt, and of the negative prompt")
-    parser.add_argument("--new", type=int, default=48, help="tokens of each answer")
+    parser.add_argument("--new", type=int, default=48, help="tokens of an answer on average")
+    parser.add_argument("--one-negative", action="store_true", help="the same negative prompt for all requests")
     parser.add_argument("--size", type=int, nargs=2, default=[6, 512], metavar=("BLOCKS", "WIDTH"), help="of the model")
     parser.add_argument("--json", help="also write what each mode's last run counted to this file")
     arguments = parser.parse_args()
@@ -287,13 +342,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         model.save_pretrained(folder)
         del model
-        load = Load(folder, arguments.pairs, requests, arguments.prompt, arguments.new, arguments.dtype)
+        shape = (arguments.pairs, requests, arguments.prompt, arguments.new, arguments.dtype, arguments.one_negative)
+        load = Load(folder, *shape)
         clock = Clock(arguments.device)
         without, engine = (stack.enter_context(Engine(load, plugin, clock)) for plugin in (False, True))
         seen: dict[str, dict[str, float]] = {}
         rows = measure(modes_for(without, engine, seen), arguments.rounds, clock)
     print(f"{title}, vLLM {importlib.metadata.version(_distribution())}")
-    print(f"{requests} requests of {load.prompt} tokens, {load.new} new, {2 * load.pairs} sequences at a time\n")
+    print(f"{requests} requests of {load.prompt} tokens, {load.new} new on average, {2 * load.pairs} at a time\n")
     print(table(rows, arguments.markdown), *verdicts(rows, seen), sep="\n")
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:

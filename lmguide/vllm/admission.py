@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lmguide import contexts
 from lmguide.vllm.parameters import KEYS, read
 from lmguide.vllm.plan import Served, make_plan
-from lmguide.vllm.rewards import check_rewards
+from lmguide.vllm.rewards import check_readers
 
 if TYPE_CHECKING:
     from lmguide.vllm.plan import Plan
@@ -40,7 +40,7 @@ def attach(processor: Any, request: Any) -> None:
         if not fixed:
             raise ValueError("guidance: a prompt with images or audio takes a negative prompt only. Use cfg.")
     prompt = None if request.prompt_embeds is not None else request.prompt_token_ids
-    check_rewards(requested.methods, prompt, _served(processor), params.max_tokens, config)
+    check_readers(requested.methods, prompt, _served(processor), params.max_tokens, config)
     plan = make_plan(requested, prompt, _served(processor))
     if reason := refusal(config, plan):
         raise ValueError(f"guidance: {reason}")
@@ -68,17 +68,12 @@ def refusal(config: Any, plan: Plan | None = None) -> str | None:
             "runs a suffix behind tokens that the scheduler must know, which takes prefix caching, model runner V1, "
             "no pipeline and --no-async-scheduling. Use a negative prompt instead."
         )
-    return reads_too_late(config) if plan.rewards else None
-
-
-def reads_too_late(config: Any) -> str | None:
-    """Why no method can judge what was written, or `None`."""
-    if not (config.use_v2_model_runner or config.scheduler_config.async_scheduling):
-        return None
-    return (
-        "judges what was written, which the workers know before each step with model runner V1 and without "
-        "async scheduling. Start with VLLM_USE_V2_MODEL_RUNNER=0 and --no-async-scheduling."
-    )
+    asynchronous = config.scheduler_config.async_scheduling and not config.use_v2_model_runner
+    if plan.reads and asynchronous and config.parallel_config.pipeline_parallel_size > 1:
+        return (
+            "reads what was written, which a pipeline of model runner V1 knows with --no-async-scheduling only. Add it."
+        )
+    return None
 
 
 def refusals(config: Any) -> list[str]:

@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Text:
-    """What a request has written, for the methods that judge it.
+    """What a request has written, for the methods that read it.
 
     Attributes:
         request: Its id.
-        prompt: Token ids; `None` where the worker is not told.
+        prompt: Token ids.
         answer: The same of what stands already.
     """
 
     request: str
-    prompt: Sequence[int] | None
-    answer: Sequence[int] | None
+    prompt: Sequence[int]
+    answer: Sequence[int]
 
     @property
     def ids(self) -> list[int]:
         """The prompt and what stands of the answer."""
-        return [*(self.prompt or ()), *(self.answer or ())]
+        return [*self.prompt, *self.answer]
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,17 @@ class Guided:
     text: Text | None = None
 
 
-class Judges(Protocol):
-    """What the methods say that judge a text."""
+class Readers(Protocol):
+    """What is said of texts by all that reads them."""
+
+    def law(self, guide: str, batch: Sequence[Guided]) -> Tensor:
+        """Log-probabilities `[B, V]` of a guide behind the batch's texts."""
 
     def log_rewards(self, method: int, batch: Sequence[Guided], scores: Tensor) -> Mapping[str, Tensor]:
         """Log-rewards `[B, V]` of a method of the batch's law, by name, from the scores they are added to."""
 
 
-def guide(logits: Tensor, batch: Sequence[Guided], judges: Judges | None = None) -> list[Exception | None]:
+def guide(logits: Tensor, batch: Sequence[Guided], readers: Readers | None = None) -> list[Exception | None]:
     """Write the guided scores of the conditionals into their rows, in place.
 
     Requests whose laws differ in strength only are one call of `guided_step`; so is one whose schedule or gate looks at
@@ -79,7 +82,7 @@ def guide(logits: Tensor, batch: Sequence[Guided], judges: Judges | None = None)
     Args:
         logits: `[rows, V]`, float32.
         batch: The conditionals that have their companions.
-        judges: Needed where methods judge a text.
+        readers: Needed where methods read texts.
 
     Returns:
         For each of them what went wrong, or `None`; with a fault its row is as it was.
@@ -89,7 +92,7 @@ def guide(logits: Tensor, batch: Sequence[Guided], judges: Judges | None = None)
     while buckets:
         places = buckets.pop()
         try:
-            _guide_bucket(logits, [batch[place] for place in places], judges)
+            _guide_bucket(logits, [batch[place] for place in places], readers)
         except Exception as error:
             if len(places) > 1:  # one request at a time: only those with a fault are to fail
                 buckets += [[place] for place in places]
@@ -120,7 +123,7 @@ def wanting(logits: Tensor, batch: Sequence[Guided]) -> list[bool]:
     return answers
 
 
-def _guide_bucket(logits: Tensor, batch: Sequence[Guided], judges: Judges | None) -> None:
+def _guide_bucket(logits: Tensor, batch: Sequence[Guided], readers: Readers | None) -> None:
     law = batch[0].law
     rows = [guided.row for guided in batch]
     sources: dict[int, Tensor] = {}
@@ -130,12 +133,18 @@ def _guide_bucket(logits: Tensor, batch: Sequence[Guided], judges: Judges | None
             sources[number] = _laws(logits, [guided.companions[number] for guided in batch])
         return sources[number]
 
+    def source(wire: int | str) -> Tensor:
+        if isinstance(wire, int):
+            return companion(wire)
+        assert readers is not None
+        return readers.law(wire, batch)
+
     def fetch(method: int) -> Mapping[str, Tensor]:
-        return {name: companion(number) for name, number in law.wiring[method].items()}
+        return {name: source(wire) for name, wire in law.wiring[method].items()}
 
     def rewards(method: int, scores: Tensor) -> Mapping[str, Tensor]:
-        assert judges is not None
-        return judges.log_rewards(method, batch, scores)
+        assert readers is not None
+        return readers.log_rewards(method, batch, scores)
 
     strengths = [
         torch.tensor([guided.law.strengths[index] for guided in batch], device=logits.device)

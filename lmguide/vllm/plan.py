@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmguide import contexts
-from lmguide.guidance import GUIDANCE, Guidance
+from lmguide.guidance import Guidance
 from lmguide.sources.binding import bind
 from lmguide.sources.ids import pack
 from lmguide.sources.rows import RowBuilder
@@ -54,21 +54,18 @@ class Plan:
 
     Attributes:
         methods: Descriptions as of `Guidance.to_dict`, with prompts left out: they are in the companions.
-        wiring: For each method, the number of the companion by the name its rule uses.
+        wiring: For each method, by the name its rule uses, the number of the companion or the name of the guide.
         companions: The distinct contexts.
         selective: Whether companions need not run on every step: there are none, or every method has a gate that the
             conditional's law alone can close.
+        reads: Whether some method reads what was written, in the worker.
     """
 
     methods: list[dict[str, Any]]
-    wiring: list[dict[str, int]]
+    wiring: list[dict[str, int | str]]
     companions: list[Companion]
     selective: bool
-
-    @property
-    def rewards(self) -> bool:
-        """Whether some method judges what is written."""
-        return any(GUIDANCE.get(method["name"]).is_reward for method in self.methods)
+    reads: bool = False
 
     @property
     def behind(self) -> bool:
@@ -111,8 +108,11 @@ def make_plan(requested: Requested, prompt: Sequence[int] | None, served: Served
     found: list[contexts.Context] = []
     wiring = []
     for method in requested.methods:
-        names = {}
+        names: dict[str, int | str] = {}
         for name, context in ({} if method.is_reward else method.sources()).items():
+            if isinstance(context, contexts.OtherModel):
+                names[name] = str(context.model)
+                continue
             if context not in found:
                 found.append(context)
             names[name] = found.index(context)
@@ -126,13 +126,19 @@ def make_plan(requested: Requested, prompt: Sequence[int] | None, served: Served
                 f"negative_prompt: {length} tokens leave no room in a context of {served.max_model_len}. Shorten it."
             )
     gates = [method.when() for method in requested.methods]
-    rewards = any(method.is_reward for method in requested.methods)
+    readers = any(reads(method) for method in requested.methods)
     return Plan(
         methods=[_without_prompts(method).to_dict() for method in requested.methods],
         wiring=wiring,
         companions=companions,
-        selective=not companions or (not rewards and all(gate is not None and not gate.needs_uncond for gate in gates)),
+        selective=not companions or (not readers and all(gate is not None and not gate.needs_uncond for gate in gates)),
+        reads=readers,
     )
+
+
+def reads(method: Guidance) -> bool:
+    """Whether a method reads what was written, in the worker."""
+    return method.is_reward or any(isinstance(context, contexts.OtherModel) for context in method.sources().values())
 
 
 def read_plan(arguments: Mapping[str, Any] | None) -> Plan | None:
@@ -171,14 +177,16 @@ class Law:
         key: Equal for laws that differ in strengths only, which are worked out as one batch.
         companions: How many there are.
         total: Tokens the answer may have.
+        reads: Whether some method reads what was written.
     """
 
     methods: tuple[Guidance, ...]
-    wiring: tuple[Mapping[str, int], ...]
+    wiring: tuple[Mapping[str, int | str], ...]
     strengths: tuple[float, ...]
     key: str
     companions: int
     total: int | None
+    reads: bool
 
 
 def row_arguments(
@@ -201,13 +209,15 @@ def read_row(arguments: Mapping[str, Any] | None) -> Row | None:
     methods = tuple(Guidance.from_dict(method) for method in data["methods"])
     described = zip(data["methods"], methods, strict=True)
     plain = [{k: v for k, v in fields.items() if k != method.strength_field} for fields, method in described]
+    wiring = tuple(data["wiring"])
     law = Law(
         methods=methods,
-        wiring=tuple(data["wiring"]),
+        wiring=wiring,
         strengths=tuple(float(getattr(method, method.strength_field)) for method in methods),
         key=json.dumps([plain, data["wiring"]], sort_keys=True),
-        companions=1 + max((number for names in data["wiring"] for number in names.values()), default=-1),
+        companions=1 + max((wire for names in wiring for wire in names.values() if isinstance(wire, int)), default=-1),
         total=data["total"],
+        reads=any(map(reads, methods)),
     )
     return Row(data["group"], data["number"], law, data["alone"])
 

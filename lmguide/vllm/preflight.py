@@ -7,8 +7,8 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from lmguide.vllm import patches, plugin
-from lmguide.vllm.admission import reads_too_late, refusals, runs_alone
-from lmguide.vllm.guides import read_settings
+from lmguide.vllm.admission import refusals, runs_alone
+from lmguide.vllm.settings import check_guides, read_settings
 
 ENTRY_POINTS = {
     "vllm.general_plugins": "lmguide.vllm.plugin:register",
@@ -55,16 +55,20 @@ def check_server(config: Any) -> str:
         One line on what will run.
 
     Raises:
-        ValueError: Some options do not go with guidance; a sentence for each.
+        ValueError: Some options do not go with guidance, a sentence for each; or a guide does not fit the model.
     """
     if reasons := refusals(config):
         raise ValueError(" ".join(f"Guidance {reason}" for reason in reasons))
-    guides = read_settings(config).guides
-    if guides and (reason := reads_too_late(config)):
-        raise ValueError(f"A guide {reason}")
+    settings = read_settings(config)
+    if settings.guides:
+        from vllm.tokenizers import cached_tokenizer_from_config
+
+        model = config.model_config
+        tokenizer = None if model.skip_tokenizer_init else cached_tokenizer_from_config(model)
+        check_guides(settings, tokenizer, model.get_vocab_size())
     runner = "V2" if config.use_v2_model_runner else "V1"
     alone = "skip" if runs_alone(config) else "run"
-    named = f"; guides: {', '.join(guides)}" if guides else ""
+    named = f"; guides: {', '.join(settings.guides)}" if settings.guides else ""
     return (
         f"guidance for each request on vLLM {patches.served_version()}, model runner {runner}; "
         f"steps that a gate leaves alone {alone} the companion's forward pass{named}"

@@ -21,14 +21,14 @@ from lmguide.vllm.plan import read_row
 from lmguide.vllm.rewards import Rewards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import Tensor
 
     from lmguide.vllm.plan import Law, Row
 
-    Seat: TypeAlias = tuple[Row, list[int] | None, list[int] | None]
-    """Who sits there, its prompt, and its answer so far, which grows."""
+    Seat: TypeAlias = tuple[Row, list[int], list[int]]
+    """Who sits there, its prompt, and its answer so far, which grows; on V2 only of those whose law reads them."""
 
 logger = logging.getLogger("vllm.lmguide")
 
@@ -44,12 +44,19 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, *rest: Any) -> None:
         self.states = rest[0] if len(rest) == 1 else None
         self.seats: dict[int, Seat] = {}
-        self.rewards = Rewards(vllm_config, None if self.states is not None else rest[0])
+        self.rewards = Rewards(vllm_config, rest[0] if self.states is None else self.states.device)
         self.wanting: list[int] = []
         """V1: rows of conditionals that ran alone and need their companions."""
+        self.faulty: list[int] = []
+        """Rows with a fault and without companions, of which no token may come."""
         self._copies: list[tuple[int, int]] = []
         self._spoilt: list[int] = []
         patches.install_worker(GuidanceProcessor, slots=self.states is not None)
+
+    @property
+    def reads(self) -> bool:
+        """Whether some law reads what was written."""
+        return any(seat.law is not None and seat.law.reads for seat, *_ in self.seats.values())
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
@@ -73,7 +80,7 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """V2: take a slot; false, because `apply` changes nothing."""
         self.seats.pop(req_idx, None)
-        if (seat := _seat(sampling_params, None, None)) is not None:
+        if (seat := _seat(sampling_params, [], [])) is not None:
             self.seats[req_idx] = seat
         return False
 
@@ -95,8 +102,27 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
         def answered(row: int) -> int:
             return int(lengths[row]) - int(prompts[slots[row]])  # negative in a chunk of the prompt
 
-        found = ((row, self.seats[slot]) for row, slot in enumerate(slots) if slot in self.seats)
+        found = [(row, self.seats[slot]) for row, slot in enumerate(slots) if slot in self.seats]
+        self.rewards.keep({seat.group for _, (seat, *_) in found})
+        reading = [row for row, (seat, *_) in found if seat.law is not None and seat.law.reads and answered(row) >= 0]
+        self._fetch({slots[row]: int(lengths[row]) for row in reading})
         return self._guide(logits, found, answered)
+
+    def _fetch(self, lengths: Mapping[int, int]) -> None:
+        """V2: bring what was written since the last time from the device; it stands there before the next step."""
+        assert self.states is not None
+        new = []
+        for slot, length in lengths.items():
+            _, prompt, answer = self.seats[slot]
+            new += [(slot, place) for place in range(len(prompt) + len(answer), length)]
+        if not new:
+            return
+        where = torch.tensor(new, device=self.states.device)
+        for (slot, place), token in zip(
+            new, self.states.all_token_ids.gpu[where[:, 0], where[:, 1]].tolist(), strict=True
+        ):
+            _, prompt, answer = self.seats[slot]
+            (prompt if place < self.states.prompt_len.np[slot] else answer).append(token)
 
     def copy_tokens(self, sampled: Tensor) -> None:
         """Let companions take their conditional's token; one that differs tells the scheduler of a fault.
@@ -113,10 +139,10 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
         self._copies, self._spoilt = [], []
 
     def _answered(self, row: int) -> int:
-        return len(self.seats[row][2] or ())
+        return len(self.seats[row][2])
 
     def _guide(self, logits: Tensor, seats: Iterable[tuple[int, Seat]], answered: Callable[[int], int]) -> Tensor:
-        self.wanting, self._copies, self._spoilt = [], [], []
+        self.wanting, self.faulty, self._copies, self._spoilt = [], [], [], []
         members: dict[str, dict[int, int]] = {}
         heads: list[tuple[int, Row, Law, combine.Text]] = []
         for row, (seat, prompt, answer) in seats:
@@ -145,10 +171,10 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
                     if guided.companions:
                         self._spoilt.append(guided.companions[0])
                     else:
-                        self.wanting.append(guided.row)  # no token comes of it, which the scheduler takes as a fault
+                        self.faulty.append(guided.row)
         return logits
 
 
-def _seat(params: Any, prompt: list[int] | None, answer: list[int] | None) -> Seat | None:
+def _seat(params: Any, prompt: list[int] | None, answer: list[int]) -> Seat | None:
     row = read_row(params.extra_args)
-    return None if row is None else (row, prompt, answer)
+    return None if row is None else (row, [] if prompt is None else prompt, answer)

@@ -16,7 +16,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.request import RequestStatus
 
-from lmguide.vllm import metrics
+from lmguide.vllm import metrics, sharing
 from lmguide.vllm.admission import refusal
 from lmguide.vllm.groups import Group, is_companion, left, open_group
 from lmguide.vllm.plan import read_plan
@@ -71,8 +71,12 @@ def guided(base: type[Any]) -> type[Any]:
                 if not group.selective or (group.wanted and request.num_tokens == 1):
                     self._bring_companions(group)
                 self.count("groups")
-            except Exception:
-                logger.exception("lmguide: cannot guide request %s", request.request_id)
+            except Exception as fault:
+                # Any fault, because one that left this function would end the engine and with it all other requests.
+                # `open_group` raises ValueError where the members do not fit into the cache; the rest is our own fault.
+                # The request is let in to be ended with an error, and `_bury` then takes what it has of companions.
+                trace = None if isinstance(fault, ValueError) else fault
+                logger.error("lmguide: cannot guide request %s: %s", request.request_id, fault, exc_info=trace)
                 self.count("failed_requests")
                 self.refused.add(request.request_id)
                 if request.request_id not in self.requests:
@@ -106,6 +110,7 @@ def guided(base: type[Any]) -> type[Any]:
                 head = group.conditional
                 if head.is_finished() or head.request_id not in self.requests:
                     self.groups.pop(head.request_id)
+                    sharing.drop(self, group)
                     self.dismiss_companions(group)
 
         def finish_requests(self, request_ids: Any, finished_status: Any) -> list[Any]:
@@ -117,7 +122,8 @@ def guided(base: type[Any]) -> type[Any]:
                         request_ids = [*request_ids, *(c.request_id for c in self.groups[name].companions)]
             finished = super().finish_requests(request_ids, finished_status)
             for request in finished:
-                self.groups.pop(request.request_id, None)
+                if (group := self.groups.pop(request.request_id, None)) is not None and request is group.conditional:
+                    sharing.drop(self, group)
             return [request for request in finished if not is_companion(request.request_id)]
 
         def set_pause_state(self, pause_state: Any) -> None:
@@ -126,6 +132,11 @@ def guided(base: type[Any]) -> type[Any]:
                 if group.is_open or (group.selective and group.companions):
                     self.step.preempt(group)
             super().set_pause_state(pause_state)
+
+        def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+            for group in self.each_group():
+                sharing.drop(self, group)
+            return bool(super().reset_prefix_cache(*args, **kwargs))
 
         # ------------------------------------------------------------------------------------------------------- step
         def schedule(self, *args: Any, **kwargs: Any) -> Any:
@@ -140,6 +151,10 @@ def guided(base: type[Any]) -> type[Any]:
             self._introduce(output)
             self._check(output)
             self.step.note(output)
+            # Read when the step comes back, when later ones may have been scheduled already.
+            output.lmguide_sampling = {
+                group.conditional.request_id for group in self.each_group() if not group.conditional.is_prefill_chunk
+            }
             return output
 
         def _introduce(self, output: Any) -> None:
@@ -193,6 +208,9 @@ def guided(base: type[Any]) -> type[Any]:
             if group is None:
                 return
             self.step.released.discard(group.conditional.request_id)
+            if request is group.conditional:
+                group.ahead = 0
+                sharing.drop(self, group)
             if request.request_id in group.fresh:  # the worker has never seen it
                 group.fresh.discard(request.request_id)
                 request.status = RequestStatus.WAITING
@@ -227,13 +245,16 @@ def guided(base: type[Any]) -> type[Any]:
         def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
             if not self.groups:
                 return super().update_from_output(scheduler_output, model_runner_output)
-            spent = self._judge(scheduler_output.num_scheduled_tokens, model_runner_output)
+            sampling: set[str] = getattr(scheduler_output, "lmguide_sampling", set())
+            spent = self._judge(scheduler_output.num_scheduled_tokens, sampling, model_runner_output)
             results = super().update_from_output(scheduler_output, model_runner_output)
             self._bury()
             for group in spent:
                 if group.conditional.request_id in self.groups:
+                    sharing.keep(self, group)
                     self.dismiss_companions(group)
                     group.wanted = not group.plan.selective
+                    group.ahead = 0
             for group in self.each_group():
                 head = group.conditional
                 ready = head.status == RequestStatus.RUNNING and left(head) == 1
@@ -245,7 +266,7 @@ def guided(base: type[Any]) -> type[Any]:
                     outputs.finished_requests = {n for n in outputs.finished_requests if not is_companion(n)}
             return results
 
-        def _judge(self, scheduled: Any, model_output: Any) -> list[Group]:
+        def _judge(self, scheduled: Any, sampling: set[str], model_output: Any) -> list[Group]:
             """Compare the tokens of each group, and note who asked for companions; returns groups that had theirs."""
             spent = []
             tokens, index = model_output.sampled_token_ids, model_output.req_id_to_index
@@ -257,14 +278,15 @@ def guided(base: type[Any]) -> type[Any]:
                 if not group.wanted:
                     if drawn:
                         self.count("skipped_steps" if group.plan.companions else "guided_steps")
-                    elif head.is_prefill_chunk or head.status != RequestStatus.RUNNING:
-                        continue
+                    elif head.request_id not in sampling or head.status != RequestStatus.RUNNING:
+                        continue  # it was a chunk of its prompt, of which later ones may be on their way
                     elif not group.plan.companions:
                         self._fail(group, "a fault in guidance")
                     else:
                         self.count("retried_steps")
                         group.wanted = True
                         head.num_computed_tokens -= 1
+                        group.ahead = 1
                     continue
                 if not drawn:
                     continue

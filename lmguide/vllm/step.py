@@ -5,7 +5,9 @@ Works on the queues of a scheduler; what it decides is kept here for as long as 
 
 from __future__ import annotations
 
+import math
 import time
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.interface import PauseState
@@ -13,6 +15,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.engine import EngineCoreEventType
 from vllm.v1.request import RequestStatus
 
+from lmguide.vllm import sharing
 from lmguide.vllm.groups import Group, full_blocks, further_blocks, left
 
 if TYPE_CHECKING:
@@ -20,8 +23,12 @@ if TYPE_CHECKING:
 
 CATCH_UP = 256
 """A companion with at most so many tokens to compute joins a step of its conditional; a longer one prefills first."""
-RESERVE = 4
-"""One place is kept for companions for so many requests that run alone, and at least one."""
+MARGIN = 1.5
+"""So many times the places that companions have asked for lately are kept for them, and at least one."""
+FIRST_SHARE = 1 / 6
+"""Of requests that run alone, how many are taken to ask at first."""
+MEMORY = 16
+"""Steps over which it is then averaged how many do."""
 
 
 class Step:
@@ -41,7 +48,8 @@ class Step:
         self._closed = False  # a group waits for room: no newcomer goes first
         self._stalled = False
         self._promised = 0
-        self._reserved = 0
+        self._share = FIRST_SHARE
+        self._alone = self._most = self._have = 0
 
     def prepare(self) -> None:
         """Plan the step; called before vLLM's own planning."""
@@ -50,6 +58,8 @@ class Step:
         if self._stalled:
             self._make_room()
         self._order()
+        self._watch()
+        self._drop_kept()
         self._secure()
         if not self._preempted:
             self._let_in_late()
@@ -98,6 +108,21 @@ class Step:
             else:
                 victim = scheduler.running[-1]
             self._preempt(victim)
+
+    def _drop_kept(self) -> None:
+        """Give back what companions have kept as far as requests that run or wait need it; the last come go first."""
+        scheduler = self.scheduler
+        keeping = [group for group in scheduler.each_group() if group.kept]
+        if not keeping:
+            return
+        self._count_places()
+        places = max(0, self._free() + self._promised)
+        waiting = islice(chain(scheduler.waiting, scheduler.deferred_waiting), places)
+        need = self._need() + sum(full_blocks(scheduler, request.num_tokens) for request in waiting)
+        need += scheduler.kv_cache_manager.watermark_blocks
+        for group in sorted(reversed(keeping), key=lambda group: group.wanted):
+            if self._stalled or need > scheduler.kv_cache_manager.block_pool.get_num_free_blocks():
+                sharing.drop(scheduler, group)
 
     def _need(self) -> int:
         """Blocks that the running requests take in this step."""
@@ -154,10 +179,25 @@ class Step:
         self._promised = sum(len(group.missing) for group in groups if group.is_open)
         alone = [group for group in groups if group.selective and group.conditional.status == RequestStatus.RUNNING]
         companions = [len(group.plan.companions) for group in alone]
-        have = sum(len(group.members) - 1 - len(group.missing) for group in alone)
-        self._reserved = max(0, max(max(companions, default=0), -(-sum(companions) // RESERVE)) - have)
+        self._alone, self._most = sum(companions), max(companions, default=0)
+        self._have = sum(len(group.members) - 1 - len(group.missing) for group in alone)
         if self._preempted:
             self.scheduler.max_num_active_reqs = 0  # ends vLLM's loop over the waiting requests before it begins
+
+    def _watch(self) -> None:
+        """Follow how many of the requests that can run alone ask for their companions."""
+        running = [
+            group for group in self.scheduler.each_group() if group.selective and group.conditional.num_output_tokens
+        ]
+        could = sum(len(group.plan.companions) for group in running)
+        if could:
+            asking = sum(len(group.plan.companions) for group in running if group.wanted)
+            self._share += (asking / could - self._share) / MEMORY
+
+    def _reserved(self, more: int) -> int:
+        """Places to keep for companions, with `more` of them to expect."""
+        places = math.ceil((self._alone + more) * min(1.0, MARGIN * self._share))
+        return max(0, max(self._most, more, places) - self._have)
 
     def _free(self) -> int:
         scheduler = self.scheduler
@@ -192,12 +232,12 @@ class Step:
         return True
 
     def _admits_alone(self, group: Group | None) -> bool:
-        reserved = self._reserved
-        if group is not None:
-            reserved = max(reserved, len(group.plan.companions))
-        if self._closed or self._free() - reserved < 1:
+        more = 0 if group is None else len(group.plan.companions)
+        if self._closed or self._free() - self._reserved(more) < 1:
             self._close(True)
             return False
+        self._alone += more
+        self._most = max(self._most, more)
         return True
 
     def _close(self, closes: bool) -> None:
@@ -234,7 +274,7 @@ class Step:
             if not all(left(member) == 1 for member in running) or not self._may_join(group, missing):
                 continue
             places = self._free() + (len(missing) if group.is_open else 0)
-            need = sum(full_blocks(scheduler, member.num_tokens) for member in missing)
+            need = sum(sharing.needed_blocks(scheduler, group, member) for member in missing)
             if places < len(missing) or need > spare or not self._loras_fit(missing):
                 continue
             promised = len(missing) if group.is_open else 0
@@ -250,14 +290,10 @@ class Step:
             if member.num_output_tokens or member.num_stale_output_tokens:
                 return False
             if member.num_tokens > 1:
-                hit = self._hit(member)[1] if group.selective else 0
-                if not group.selective or member.num_tokens - hit > CATCH_UP:
+                ready = sharing.ready_tokens(self.scheduler, group, member) if group.selective else 0
+                if not group.selective or member.num_tokens - ready > CATCH_UP:
                     return False
         return True
-
-    def _hit(self, request: Any) -> Any:
-        """The prefix cache's blocks of a request, and how many tokens they hold."""
-        return self.scheduler.kv_cache_manager.get_computed_blocks(request)
 
     def _loras_fit(self, missing: list[Any]) -> bool:
         config = self.scheduler.lora_config
@@ -268,17 +304,11 @@ class Step:
 
     def _let_in(self, group: Group, request: Any) -> None:
         scheduler = self.scheduler
-        blocks, hit, *_ = self._hit(request)
         if request.status == RequestStatus.PREEMPTED:
             scheduler.finished_req_ids.add(request.request_id)  # the worker forgets it and meets it anew
         scheduler.waiting.remove_requests([request])
         scheduler.deferred_waiting.discard(request)
-        if hit:
-            tokens = request.num_tokens - hit
-            given = scheduler.kv_cache_manager.allocate_slots(
-                request, tokens, num_new_computed_tokens=hit, new_computed_blocks=blocks
-            )
-            assert given is not None
+        hit = sharing.enter(scheduler, group, request)
         scheduler.kv_cache_manager.record_prefix_cache_stats(request, hit)
         if request.prefill_stats is not None:
             request.prefill_stats.set(

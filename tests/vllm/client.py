@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from tests.vllm.reference import Asked
+
 SECONDS = 60
 
 
@@ -50,6 +52,11 @@ class Client:
         """The tokens of requests sent all at once."""
         with ThreadPoolExecutor(len(requests)) as pool:
             return list(pool.map(lambda request: self.tokens(request[0], request[1], **request[2]), requests))
+
+    def mistakes(self, crowd: Sequence[Asked]) -> list[Asked]:
+        """Requests, sent all at once, that are not answered as they must be."""
+        got = self.many([(asked.prompt, asked.sent, asked.options) for asked in crowd])
+        return [asked for asked, tokens in zip(crowd, got, strict=True) if not asked.answer.agrees(tokens)]
 
     def stream(self, prompt: Sequence[int], guidance: Mapping[str, Any], **options: Any) -> Iterator[Any]:
         """The chunks of a streamed completion; leaving the loop closes the connection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmguide as lg
+from tests.vllm.served import VOCAB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from lmguide import Guidance
+
+SEA, SPACE = "A tale of the sea:", "A tale of space: The captain"
+"""A prompt, and another one to move away from."""
 
 TIE = 1e-4
 """Two tokens nearer than this in log-probability may change places between two ways to add up in float32."""
@@ -36,6 +41,23 @@ class Answer:
         return place is not None and self.leads[place] < TIE
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request, and what it must be answered.
+
+    Attributes:
+        prompt: Its tokens.
+        sent: Its arguments.
+        options: Its further options.
+        answer: The reference's.
+    """
+
+    prompt: list[int]
+    sent: Mapping[str, Any]
+    options: Mapping[str, Any]
+    answer: Answer
+
+
 class Reference:
     """The Hugging Face engine on a saved model."""
 
@@ -51,6 +73,30 @@ class Reference:
         """The tokens of a conversation."""
         made: Any = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)  # type: ignore[arg-type]
         return list(made["input_ids"])
+
+    def crowd(
+        self,
+        kinds: Sequence[tuple[Mapping[str, Any], Guidance | tuple[Any, ...] | None]],
+        count: int,
+        lengths: Sequence[int] = (0, 1, 40, 90),
+        most: int = 80,
+    ) -> list[Asked]:
+        """Requests of several kinds in turn, with prompts that begin alike and answers that may not end early.
+
+        Args:
+            kinds: What is sent, and the methods it stands for.
+            count: How many requests.
+            lengths: Random tokens behind the common beginning, drawn from these.
+            most: Tokens of the longest answer.
+        """
+        draw, requests = random.Random(0), []
+        for number in range(count):
+            sent, method = kinds[number % len(kinds)]
+            prompt = self.ids(SEA) + [draw.randrange(4, VOCAB) for _ in range(draw.choice(lengths))]
+            tokens = draw.randrange(most // 2, most)
+            answer = self.answer(prompt, method, tokens, min_new_tokens=tokens)
+            requests.append(Asked(prompt, sent, {"max_tokens": tokens, "min_tokens": tokens}, answer))
+        return requests
 
     def answer(
         self, prompt: Sequence[int], method: Guidance | tuple[Any, ...] | None = None, tokens: int = 24, **options: Any

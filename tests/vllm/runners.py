@@ -9,9 +9,28 @@ from __future__ import annotations
 import importlib
 import os
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tests.vllm.served import ENVIRONMENT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
 
 RUNNERS = ("v1", "v1-async", "v2", "v2-async")
+
+
+def make_engine(folder: Path, runner: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """An engine in this process, with little room and short steps; the process is then of that kind."""
+    for name, value in (ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}).items():
+        monkeypatch.setenv(name, value)
+    prepare(runner)
+    from vllm import LLM
+
+    common = {"dtype": "float32", "enforce_eager": True, "gpu_memory_utilization": 0.1, "block_size": 32}
+    sizes = {"max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 64}
+    return LLM(str(folder), **common, **sizes, **options).llm_engine
 
 
 def prepare(runner: str) -> None:

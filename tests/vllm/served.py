@@ -65,6 +65,11 @@ def save_model(folder: Path, chat: bool = False) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def small(blocks: int) -> tuple[str, ...]:
+    """Options of a server whose cache has so few blocks that requests wait, and whose prompts come in chunks."""
+    return ("--max-num-seqs", "8", "--num-gpu-blocks-override", str(blocks), "--max-num-batched-tokens", "64")
+
+
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
@@ -104,6 +109,10 @@ def server(model: Path, *options: str, seconds: float = 240.0) -> Iterator[str]:
         try:
             _await_start(f"http://127.0.0.1:{port}", process, log, seconds)
             yield f"http://127.0.0.1:{port}"
+        except BaseException:
+            log.seek(0)
+            print(log.read().decode(errors="replace")[-8000:])  # pytest shows it with the failure
+            raise
         finally:
             _end(process)
 

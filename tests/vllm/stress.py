@@ -5,6 +5,7 @@ Every answer is compared with the Hugging Face engine's, and nothing may be left
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import lmguide as lg
+from tests.vllm import runners
 from tests.vllm.client import Client
 from tests.vllm.reference import Reference
-from tests.vllm.runners import prepare
-from tests.vllm.served import ENVIRONMENT, VOCAB, save_model, server
+from tests.vllm.served import VOCAB, server, small
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,26 +38,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    save_model(path)
-    return path
-
-
 @pytest.fixture
 def make_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    def make(**options: Any) -> Any:
-        for name, value in (ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}).items():
-            monkeypatch.setenv(name, value)
-        prepare(RUNNER)
-        from vllm import LLM
-
-        common = {"dtype": "float32", "enforce_eager": True, "gpu_memory_utilization": 0.1, "block_size": 32}
-        sizes = {"max_model_len": 256, "max_num_seqs": 8, "max_num_batched_tokens": 64}
-        return LLM(str(folder), **common, **sizes, **options).llm_engine
-
-    return make
+    return functools.partial(runners.make_engine, folder, RUNNER, monkeypatch)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -65,6 +49,48 @@ def test_nothing_breaks_under_pressure(folder: Path, setting: str, make_engine: 
     engine, reference = make_engine(**SETTINGS[setting]), Reference(folder)
     for seed in range(SEEDS):
         _run(engine, reference, seed, setting)
+
+
+@pytest.mark.skipif(RUNNER != "v1", reason="elsewhere companions always run")
+@pytest.mark.timeout(600, method="signal")
+def test_a_firing_computes_nothing_twice(make_engine: Callable[..., Any]) -> None:
+    from vllm import SamplingParams
+
+    engine, draw, answered = make_engine(num_gpu_blocks_override=40), random.Random(0), 70
+    scheduler = engine.engine_core.engine_core.scheduler
+    prompt, negative, schedule = _ids(draw, 41), _ids(draw, 37), scheduler.schedule
+    planned: list[dict[str, int]] = []
+
+    def noting(*args: Any) -> Any:
+        output = schedule(*args)
+        planned.append(output.num_scheduled_tokens)
+        return output
+
+    scheduler.schedule = noting
+
+    def work(arguments: dict[str, Any]) -> tuple[int, int, int]:
+        """Tokens computed, samples that were thrown away, and how many tokens stood at the last firing."""
+        planned.clear()
+        scheduler.total_counts.clear()
+        assert scheduler.reset_prefix_cache()
+        params = SamplingParams(temperature=0, max_tokens=answered, ignore_eos=True, extra_args=arguments)
+        engine.add_request("r", {"prompt_token_ids": prompt}, params)
+        stood = last = 0
+        while engine.has_unfinished_requests():
+            outputs = engine.step()
+            last = stood if len(planned[-1]) > 1 else last
+            stood = len(outputs[0].outputs[0].token_ids) if outputs else stood
+        return sum(sum(step.values()) for step in planned), scheduler.total_counts["retried_steps"], last
+
+    alone = len(prompt) + answered - 1
+    assert work({}) == (alone, 0, 0)
+    gate = {"guidance_scale": 3.0, "entropy_threshold": 3.5}
+    tokens, retried, last = work({**gate, "negative_prompt_ids": negative})
+    assert retried > 5
+    assert tokens == alone + retried + len(negative) + last
+    tokens, retried, _ = work({"guidance": "suffix_cfg:guidance_scale=3.0,suffix=[7, 8],entropy_threshold=3.5"})
+    assert retried > 5
+    assert tokens == alone + retried + 2 * retried
 
 
 @pytest.mark.timeout(600, method="signal")
@@ -94,8 +120,7 @@ def test_pausing_drains_groups_and_resuming_goes_on(folder: Path, make_engine: C
 @pytest.mark.skipif(RUNNER != "v1", reason="the server runs what vLLM itself would")
 @pytest.mark.timeout(3600, method="signal")
 def test_nothing_is_left_after_many_requests_and_clients_that_leave(folder: Path) -> None:
-    options = ("--max-num-seqs", "8", "--num-gpu-blocks-override", "28", "--max-num-batched-tokens", "64")
-    with server(folder, *options) as address, ThreadPoolExecutor(24) as pool:
+    with server(folder, *small(28)) as address, ThreadPoolExecutor(24) as pool:
         client = Client(address)
         list(pool.map(lambda seed: _visit(client, random.Random(seed)), range(SOAK)))
         client.tokens([5], max_tokens=1)  # gauges move when something runs

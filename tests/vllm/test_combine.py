@@ -15,6 +15,8 @@ from lmguide.vllm.parameters import read
 from lmguide.vllm.plan import Law, Served, make_plan, read_row, row_arguments
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pytest
 
 VOCAB = 50
@@ -27,6 +29,8 @@ ARGUMENTS: list[dict[str, Any]] = [
     {"guidance_scale": 3.0, "negative_prompts": ["a", "b"]},
     {"guidance": ["cfg:guidance_scale=2", "tpg:guidance_scale=3"]},
     {"guidance_scale": 3.0, "guidance_gate": "period:every=2"},
+    {"guidance": "contrastive:model=small,beta=1"},
+    {"guidance": ["dexperts:expert=small,antiexpert=smaller", "cfg:guidance_scale=2"]},
 ]
 
 
@@ -52,13 +56,30 @@ def _batch() -> tuple[torch.Tensor, list[Guided]]:
     return logits, batch
 
 
+def _guide_law(guide: str, step: int) -> torch.Tensor:
+    """What a guide of that name says at a step."""
+    generator = torch.Generator().manual_seed(100 * len(guide) + step)
+    return torch.randn(VOCAB, generator=generator).log_softmax(-1)
+
+
+class _Guides:
+    def law(self, guide: str, batch: Sequence[Guided]) -> torch.Tensor:
+        return torch.stack([_guide_law(guide, guided.step) for guided in batch])
+
+    def log_rewards(self, method: int, batch: Sequence[Guided], scores: torch.Tensor) -> dict[str, torch.Tensor]:
+        raise AssertionError("no rewards here")
+
+
 def _alone(logits: torch.Tensor, guided: Guided) -> torch.Tensor:
     """The step of one request by itself."""
     laws = logits.log_softmax(-1)
     law = guided.law
 
     def fetch(method: int) -> dict[str, torch.Tensor]:
-        return {name: laws[[guided.companions[number]]] for name, number in law.wiring[method].items()}
+        return {
+            name: laws[[guided.companions[wire]]] if isinstance(wire, int) else _guide_law(wire, guided.step)[None]
+            for name, wire in law.wiring[method].items()
+        }
 
     progress = Progress(guided.step, law.total)
     return guided_step(laws[[guided.row]], law.methods, law.strengths, fetch, progress).scores[0]
@@ -67,7 +88,7 @@ def _alone(logits: torch.Tensor, guided: Guided) -> torch.Tensor:
 def test_each_row_is_its_own_step() -> None:
     logits, batch = _batch()
     before = logits.clone()
-    assert guide(logits, batch) == [None] * len(batch)
+    assert guide(logits, batch, _Guides()) == [None] * len(batch)
     heads = {guided.row for guided in batch}
     for guided in batch:
         torch.testing.assert_close(logits[guided.row], _alone(before, guided), rtol=1e-6, atol=1e-6)
@@ -92,13 +113,13 @@ def test_a_fault_stays_with_its_request(monkeypatch: pytest.MonkeyPatch) -> None
     before = logits.clone()
     healthy = combine._guide_bucket
 
-    def faulty(logits: torch.Tensor, bucket: Any, judges: Any) -> None:
+    def faulty(logits: torch.Tensor, bucket: Any, readers: Any) -> None:
         if any(guided is batch[0] for guided in bucket):
             raise RuntimeError("no")
-        healthy(logits, bucket, judges)
+        healthy(logits, bucket, readers)
 
     monkeypatch.setattr(combine, "_guide_bucket", faulty)
-    faults = guide(logits, batch)
+    faults = guide(logits, batch, _Guides())
     assert [fault is not None for fault in faults] == [True] + [False] * (len(batch) - 1)
     assert torch.equal(logits[batch[0].row], before[batch[0].row])
-    torch.testing.assert_close(logits[batch[8].row], _alone(before, batch[8]))
+    torch.testing.assert_close(logits[batch[10].row], _alone(before, batch[10]))

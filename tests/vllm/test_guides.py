@@ -10,21 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import lmguide as lg
+from lmguide.contexts import OtherModel
 from lmguide.descriptions.gedi import ClassPosterior
 from lmguide.sources.ids import pack
 from lmguide.sources.rewards.base import Generation
 from lmguide.sources.rewards.gedi import PosteriorReward
 from lmguide.vllm.combine import Text
-from lmguide.vllm.guides import Guides, Settings, read_settings
-from tests.vllm.client import Client
-from tests.vllm.reference import Reference
-from tests.vllm.served import VOCAB, save_model, server
+from lmguide.vllm.guides import Guides
+from lmguide.vllm.settings import Settings, check_guides, read_settings
+from tests.vllm.guide_models import CODES, additional_config, guided_kinds, save_guides
+from tests.vllm.reference import SEA
+from tests.vllm.served import VOCAB, small
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.vllm.client import Client
+    from tests.vllm.reference import Reference
 
 pytestmark = [
     pytest.mark.xdist_group("vllm"),
@@ -32,19 +37,10 @@ pytestmark = [
 ]
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
-SEA, SPACE = "A tale of the sea:", "A tale of space: The captain"
-CODES = (" glad", " grim")
-
 
 @pytest.fixture(scope="module")
-def guide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("guide")
-    model, tokenizer = lg.bundled("tales", torch.float32)
-    model.save_pretrained(path)
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "gedi": {"codes": CODES}}))
-    tokenizer.save_pretrained(path)
-    return path
+def guides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return save_guides(tmp_path_factory.mktemp("guides"))
 
 
 @pytest.fixture
@@ -52,7 +48,7 @@ def served() -> Any:
     return SimpleNamespace(get_vocab_size=lambda: VOCAB, dtype=torch.float32)
 
 
-def _posterior(guide: Path, ids: list[int], context: ClassPosterior) -> torch.Tensor:
+def _posterior(ids: list[int], context: ClassPosterior) -> torch.Tensor:
     """The library's own reader on one text by itself."""
     model, tokenizer = lg.bundled("tales", torch.float32)
     like: Any = SimpleNamespace(config=model.config, dtype=model.dtype, device=model.device)
@@ -61,12 +57,20 @@ def _posterior(guide: Path, ids: list[int], context: ClassPosterior) -> torch.Te
     return PosteriorReward(own, generation).log_rewards(torch.zeros(1, 0, dtype=torch.long), torch.empty(0))[0]
 
 
+@torch.no_grad()
+def _law(folder: Path, ids: list[int]) -> torch.Tensor:
+    """The law of a guide behind one text by itself."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("gib", [1.0, 2e-3, 1e-9])
-@pytest.mark.parametrize("form", ["exact", "normalized"])
-def test_texts_that_come_go_and_wait(guide: Path, served: Any, form: Any, gib: float) -> None:
+@pytest.mark.parametrize("kind", ["exact", "normalized", "law"])
+def test_texts_that_come_go_and_wait(guides: dict[str, Path], served: Any, kind: Any, gib: float) -> None:
     draw = random.Random(0)
-    guides = Guides(Settings({"mood": str(guide)}, gib), served, None, torch.device("cpu"))
-    context = ClassPosterior("mood", " glad", CODES, form)
+    settings = Settings({"mood": str(guides["mood"]), "small": str(guides["small"])}, gib)
+    guide = Guides(settings, served, None, torch.device("cpu"))
+    source = OtherModel("small") if kind == "law" else ClassPosterior("mood", " glad", CODES, kind)
     texts: dict[str, list[int]] = {}
     most = 0.0
     for step in range(24):
@@ -74,21 +78,24 @@ def test_texts_that_come_go_and_wait(guide: Path, served: Any, form: Any, gib: f
             texts[f"r{step}"] = [draw.randrange(4, VOCAB) for _ in range(draw.choice([1, 7, 60]))]
         if step % 5 == 4:
             texts.pop(draw.choice(sorted(texts)))
-        guides.keep(set(texts))
+        guide.keep(set(texts))
         everyone = {name: Text(name, ids[:1], ids[1:]) for name, ids in texts.items()}
         asked = [text for text in everyone.values() if step % 4 or draw.random() < 0.7]  # a gate may leave some alone
         with torch.inference_mode():
-            got: Any = guides.posteriors(context, asked, everyone) if asked else []
+            got: Any = guide.read(source, asked, everyone) if asked else []
         for text, row in zip(asked, got, strict=True):
-            torch.testing.assert_close(row, _posterior(guide, text.ids, context), rtol=1e-4, atol=1e-4)
-        most = max(most, guides._held())
+            want = (
+                _posterior(text.ids, source) if isinstance(source, ClassPosterior) else _law(guides["small"], text.ids)
+            )
+            torch.testing.assert_close(row, want, rtol=1e-4, atol=1e-4)
+        most = max(most, guide._held())
         for ids in texts.values():
             if draw.random() < 0.9:  # else it waits for a step
                 ids.append(draw.randrange(4, VOCAB))
     assert most <= gib * 2**30
     assert (most > 0) == (gib > 1e-6)
-    guides.keep(set())
-    assert guides._held() == 0
+    guide.keep(set())
+    assert guide._held() == 0
 
 
 @pytest.mark.parametrize(
@@ -106,65 +113,28 @@ def test_bad_settings_are_refused(given: Any, words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    save_model(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def client(folder: Path, guide: Path) -> Iterator[Client]:
-    told = json.dumps({"lmguide": {"guides": {"mood": str(guide)}, "guide_cache_gib": 0.02}})
-    options = ("--max-num-seqs", "8", "--num-gpu-blocks-override", "17", "--max-num-batched-tokens", "64")
-    with server(folder, *options, "--additional-config", told) as address:
-        yield Client(address)
+def server_options(guides: dict[str, Path]) -> tuple[str, ...]:
+    return (*small(17), "--additional-config", json.dumps(additional_config(guides)))
 
 
 @needs_vllm
-def test_guided_by_a_guide_among_others(client: Client, folder: Path) -> None:
-    model, tokenizer = lg.bundled("tales", torch.float32)
-    reference, draw = Reference(folder), random.Random(0)
-
-    def gedi(**options: Any) -> tuple[lg.Guidance, lg.Guidance]:
-        """As sent, and as the reference runs it."""
-        return tuple(  # type: ignore[return-value]
-            lg.GeDi(name, " glad", codes, tokenizer=own, **options)
-            for name, codes, own in (("mood", None, None), (model, CODES, tokenizer))
-        )
-
-    paper = {"form": "normalized", "omega": 30.0, "filter_p": 0.8, "target_p": 0.8}
-    words = lg.WordGuidance(include="whale", beta=4.0)
-    cfg = lg.CFG(2.0, SPACE)
-    kinds: list[list[tuple[lg.Guidance, lg.Guidance]]] = [
-        [gedi()],
-        [gedi(omega=12.0)],
-        [gedi(**paper)],
-        [gedi(gate=lg.Entropy(3.3))],
-        [(cfg, cfg), gedi()],
-        [gedi(), (words, words)],
-        [(cfg, cfg)],
-        [],
-    ]
-    requests, answers = [], []
-    for number in range(32):
-        kind = kinds[number % len(kinds)]
-        prompt = reference.ids(SEA) + [draw.randrange(4, VOCAB) for _ in range(draw.choice([0, 1, 40, 90]))]
-        tokens = draw.randrange(30, 80)
-        sent = {"guidance": [method.to_json() for method, _ in kind]} if kind else {}
-        requests.append((prompt, sent, {"max_tokens": tokens, "min_tokens": tokens}))
-        methods = tuple(method for _, method in kind) or None
-        answers.append(reference.answer(prompt, methods, tokens, min_new_tokens=tokens))
+def test_guided_by_a_guide_among_others(client: Client, reference: Reference, guides: dict[str, Path]) -> None:
+    kinds = guided_kinds(guides)
+    crowd = reference.crowd([*kinds, ({}, None)], 32, most=60)
     before = client.metrics()
-    for prompt, sent, _ in requests[:6]:  # some leave in the middle of an answer
-        next(iter(client.stream(prompt, sent, max_tokens=100, ignore_eos=True)))
-    got = client.many(requests)
-    wrong = [
-        request[1] for request, answer, tokens in zip(requests, answers, got, strict=True) if not answer.agrees(tokens)
-    ]
-    assert wrong == []
+    for asked in crowd[:12:2]:  # some leave in the middle of an answer
+        next(iter(client.stream(asked.prompt, asked.sent, max_tokens=100, ignore_eos=True)))
+    assert client.mistakes(crowd) == []
     after = client.metrics()
     assert after["vllm:num_preemptions_total"] > before["vllm:num_preemptions_total"]
     assert after["lmguide:lockstep_errors_total"] == after["lmguide:failed_requests_total"] == 0
+
+
+@needs_vllm
+def test_guides_change_the_answer(reference: Reference, guides: dict[str, Path]) -> None:
+    prompt = reference.ids(SEA)
+    plain = reference.answer(prompt).tokens
+    assert all(reference.answer(prompt, methods).tokens != plain for _, methods in guided_kinds(guides))
 
 
 @needs_vllm
@@ -176,9 +146,27 @@ def test_guided_by_a_guide_among_others(client: Client, folder: Path) -> None:
         ("gedi:guide=mood,code=glad", "code: expected one of ' glad', ' grim'"),
         ('gedi:guide=mood,code=" glad",map_vocabulary=true', "map_vocabulary"),
         ('gedi:guide=mood,code=" glad",omega=-1', "omega"),
+        ("gedi:guide=verdicts,code=glad", "guide: expected a language model among the guides, got 'verdicts'"),
+        (
+            "contrastive:model=verdicts",
+            "model: expected a language model among the guides, got 'verdicts', a classifier",
+        ),
+        ("dexperts:expert=small,antiexpert=tiny", "antiexpert: expected the name of a guide of this server"),
+        ("fudge:classifier=small,label=1", "classifier: expected a classifier among the guides, got 'small'"),
+        ("fudge:classifier=verdicts,label=7", "label: expected one of"),
     ],
 )
 def test_what_the_guide_does_not_know_is_refused(client: Client, guidance: str, words: str) -> None:
     status, answer = client.post("/v1/completions", prompt=SEA, max_tokens=4, vllm_xargs={"guidance": guidance})
     assert status == 400
     assert words in answer["error"]["message"]
+
+
+def test_guides_of_another_vocabulary_are_refused(guides: dict[str, Path]) -> None:
+    tokens = lg.bundled("tales")[1].get_vocab()
+    settings = Settings({name: str(path) for name, path in guides.items()})
+    check_guides(settings, SimpleNamespace(get_vocab=lambda: tokens), VOCAB)
+    other: Any = {token: VOCAB - 1 - index for token, index in tokens.items()}
+    with pytest.raises(ValueError, match="^guide mood: expected the same vocabulary, but token 0 is "):
+        check_guides(settings, SimpleNamespace(get_vocab=lambda: other), VOCAB)
+    check_guides(Settings({"verdicts": str(guides["verdicts"])}), SimpleNamespace(get_vocab=lambda: other), VOCAB)

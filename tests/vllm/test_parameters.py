@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 import lmguide as lg
-from lmguide.vllm.parameters import KEYS, Requested, read
+from lmguide.guidance import GUIDANCE
+from lmguide.vllm.parameters import KEYS, REWARDS, UNSERVED, Requested, read
 
 READ: dict[str, tuple[dict[str, Any], lg.Guidance]] = {
     "scale": ({"guidance_scale": 2}, lg.CFG(2)),
     "method": ({"guidance": "apg:guidance_scale=3,eta=0.5"}, lg.APG(3, eta=0.5)),
+    "guide": ({"guidance": "contrastive:model=small"}, lg.Contrastive("small")),
     "json": ({"guidance": lg.TangentialCFG(2.0).to_json()}, lg.TangentialCFG(2.0)),
     "object": ({"guidance": lg.PREADD(2.0, "Sad!")}, lg.PREADD(2.0, "Sad!")),
     "scale of a method": ({"guidance": "tangential_cfg", "guidance_scale": 4}, lg.TangentialCFG(4)),
@@ -94,12 +96,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "field": ({"guidance": "apg:etta=1"}, "Did you mean 'eta'"),
     "no method": ({"guidance": []}, "guidance: expected at least one method"),
     "two lists": ({"guidance": "apg", "negative_prompts": ["a"]}, "negative_prompts: does not go with guidance"),
-    "other model": ({"guidance": "contrastive:model=somewhere"}, "contrastive needs OtherModel"),
+    "early layers": ({"guidance": "dola"}, "guidance: dola reads early layers of the served model"),
+    "dropped blocks": ({"guidance": "s2"}, "guidance: s2 runs the served model without some of its blocks"),
+    "questions": ({"guidance": "verifier_guidance:avoid=dog"}, "verifier_guidance asks the served model questions"),
+    "ends of words": ({"guidance": "word_guidance:exclude=sea"}, "exclude_at: 'expected' asks the model how likely"),
     "other context": (
         {"guidance": '{"name": "cfg", "negative_prompt": {"name": "dropped_blocks"}}'},
         "cfg needs DroppedBlocks",
     ),
-    "reward": ({"guidance": "rewarded_samples:reward=os:system"}, "rewarded_samples judges texts"),
+    "reward": ({"guidance": "rewarded_samples:reward=os:system"}, "guidance: rewarded_samples draws canvases"),
     "one for each row": ({"guidance": "cfg:guidance_scale=[1, 2]"}, "guidance_scale: expected one number"),
     "nothing to replace": ({"guidance": "tpg", "negative_prompt": "a"}, "none of the methods has one"),
 }
@@ -118,6 +123,12 @@ def test_every_key_is_read() -> None:
     seen = {key for arguments, _ in READ.values() for key in arguments}
     seen |= {key for arguments, _ in NEGATIVES.values() for key in arguments}
     assert set(KEYS) <= seen
+
+
+def test_every_method_is_served_or_refused_by_name() -> None:
+    served = ("autoguidance", "contrastive", "dexperts", "proxy_tuning", *REWARDS)
+    prompts = {name for name in GUIDANCE.names() if GUIDANCE.get(name).__module__.endswith("prompts")}
+    assert sorted([*served, *prompts, *UNSERVED]) == sorted(GUIDANCE.names())
 
 
 def test_every_described_method_of_prompts_fits_in_flat_arguments() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import lmguide as lg
+from lmguide.vllm import admission
 from lmguide.vllm.parameters import read
 from lmguide.vllm.plan import PLAN, ROW, Companion, Served, make_plan, read_plan, read_row, row_arguments
 from tests.vllm.served import TEMPLATE, VOCAB
@@ -44,6 +46,33 @@ def test_prompts(served: Served) -> None:
     assert _plan(served, guidance_scale=2, negative_prompts=["Sad!", "a"]).wiring == [{"prompt_0": 0, "prompt_1": 1}]
 
 
+def test_guides_are_no_companions(served: Served) -> None:
+    plan = _plan(served, guidance=["dexperts:expert=small,antiexpert=smaller", "cfg:negative_prompt=Sad!"])
+    assert plan.wiring == [{"expert": "small", "antiexpert": "smaller"}, {"uncond": 0}]
+    assert (len(plan.companions), plan.reads) == (1, True)
+    row = read_row(json.loads(json.dumps(row_arguments("r1", 0, plan, 40))))
+    assert row is not None and row.law is not None
+    assert (row.law.companions, row.law.reads) == (1, True)
+    assert not _plan(served, guidance_scale=2).reads
+
+
+@pytest.mark.parametrize(
+    ("stages", "asynchronous", "v2"), [(2, True, False), (1, True, False), (2, False, False), (2, True, True)]
+)
+def test_an_asynchronous_pipeline_of_v1_is_read_too_late(
+    served: Served, stages: int, asynchronous: bool, v2: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "refusals", lambda config: [])
+    config = SimpleNamespace(
+        use_v2_model_runner=v2,
+        scheduler_config=SimpleNamespace(max_num_seqs=8, async_scheduling=asynchronous),
+        parallel_config=SimpleNamespace(pipeline_parallel_size=stages),
+    )
+    reason = admission.refusal(config, _plan(served, guidance="contrastive:model=small"))
+    assert (reason is not None) == (stages == 2 and asynchronous and not v2)
+    assert admission.refusal(config, _plan(served, guidance_scale=2)) is None
+
+
 def test_equal_contexts_are_one_companion(served: Served) -> None:
     plan = _plan(served, guidance=["cfg:negative_prompt=Sad!", "apg:negative_prompt=Sad!"])
     assert (plan.wiring, len(plan.companions)) == ([{"uncond": 0}, {"uncond": 0}], 1)
@@ -63,6 +92,8 @@ def test_chat_models_have_another_default(served: Served) -> None:
         ({"guidance_scale": 2, "entropy_threshold": 1}, True),
         ({"guidance_scale": 2, "guidance_gate": "divergence:threshold=1"}, False),
         ({"guidance": ["suffix_cfg", "tpg"]}, False),
+        ({"guidance": "contrastive:model=small"}, True),
+        ({"guidance": ["contrastive:model=small", "suffix_cfg"]}, False),
     ],
 )
 def test_companions_may_rest_only_where_the_conditional_closes_every_gate(

@@ -84,7 +84,8 @@ def test_rows(processors: ModuleType) -> None:
 
 
 def test_slots(processors: ModuleType) -> None:
-    states = SimpleNamespace(prompt_len=SimpleNamespace(np=np.array([9, 9, 4, 2, 9, 9])))
+    lengths = SimpleNamespace(np=np.array([9, 9, 4, 2, 9, 9]))
+    states = SimpleNamespace(prompt_len=lengths, device=torch.device("cpu"))
     processor = processors.GuidanceProcessor(None, states)
     assert processor.add_request(2, _params("a", 0, 2.0)) is False
     assert processor.add_request(3, _params("a", 1)) is False
@@ -103,6 +104,38 @@ def test_slots(processors: ModuleType) -> None:
     assert processor.guide_slots(logits, batch) is logits
 
 
+def test_slots_fetch_what_was_written(processors: ModuleType) -> None:
+    requested = read({"guidance": "word_guidance:include=lighthouses,beta=50"})
+    assert requested is not None
+    tokenizer = lg.bundled("tales")[1]
+    plan = make_plan(requested, [5, 6], Served(512, 0, tokenizer, 64))
+    tokens = torch.zeros(3, 64, dtype=torch.int32)
+    states = SimpleNamespace(
+        prompt_len=SimpleNamespace(np=np.array([9, 2, 9])),
+        device=torch.device("cpu"),
+        all_token_ids=SimpleNamespace(gpu=tokens),
+    )
+    processor = processors.GuidanceProcessor(None, states)
+    processor.rewards._tokenizer, processor.rewards._ends = tokenizer, SimpleNamespace()
+    processor.add_request(1, SimpleNamespace(extra_args=row_arguments("a", 0, plan, 20)))
+    word = tokenizer(" lighthouses", add_special_tokens=False)["input_ids"]
+    assert len(word) > 1
+    written = [5, 6, *word]
+    for length in range(1, len(written) + 1):
+        tokens[1, :length] = torch.tensor(written[:length])
+        batch = SimpleNamespace(idx_mapping_np=np.array([1]), seq_lens_cpu_upper_bound=torch.tensor([length]))
+        guided = processor.guide_slots(torch.zeros(1, 512), batch)
+        _, prompt, answer = processor.seats[1]
+        if length < 2:  # a chunk of the prompt
+            assert torch.equal(guided, torch.zeros(1, 512))
+        else:
+            assert (prompt, answer) == ([5, 6], written[2:length])
+        if 2 < length < len(written):
+            assert guided[0, written[length]] == guided.max() > guided.min()  # the word goes on
+    processor.add_request(1, SimpleNamespace(extra_args=row_arguments("b", 0, plan, 20)))
+    assert processor.seats[1][1:] == ([], [])
+
+
 def test_nothing_is_left_for_apply(processors: ModuleType) -> None:
     processor = processors.GuidanceProcessor(None, torch.device("cpu"), False)
     logits = torch.zeros(1, VOCAB)
@@ -117,7 +150,7 @@ def test_a_fault_shows_in_the_token(processors: ModuleType, monkeypatch: pytest.
     processor = processors.GuidanceProcessor(None, torch.device("cpu"), False)
     added: list[Any] = [(0, _params("a", 0), [5], []), (1, _params("a", 1), [5], [])]
     processor.update_state(BatchUpdate(batch_size=2, removed=[], added=added, moved=[]))
-    monkeypatch.setattr(processors.combine, "guide", lambda logits, batch, judges: [RuntimeError("no")])
+    monkeypatch.setattr(processors.combine, "guide", lambda logits, batch, readers: [RuntimeError("no")])
     processor.guide_rows(torch.zeros(2, VOCAB))
     for token in (0, VOCAB - 1):
         sampled = torch.tensor([[token], [token]])

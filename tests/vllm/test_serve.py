@@ -12,7 +12,6 @@ import sys
 import time
 import urllib.request
 import warnings
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +19,7 @@ import pytest
 from lmguide.cli import main
 from lmguide.vllm import patches, preflight
 from tests.vllm.client import Client
-from tests.vllm.served import ENVIRONMENT, free_port, save_model
+from tests.vllm.served import ENVIRONMENT, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,17 +33,13 @@ pytestmark = [
 OPTIONS = ("--dtype", "float32", "--max-model-len", "256", "--block-size", "32", "--gpu-memory-utilization", "0.1")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    save_model(path)
-    return path
-
-
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The options of servers that would have started."""
-    for name, value in (ENVIRONMENT | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}).items():
+    # vLLM lets its loggers write to the stream of the moment, which would be that of `capsys` and closed with its test:
+    # every message of a later test would then be followed by a traceback on its standard error.
+    quiet = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_CONFIGURE_LOGGING": "0"}
+    for name, value in (ENVIRONMENT | quiet).items():
         monkeypatch.setenv(name, value)
     started: list[Any] = []
     with warnings.catch_warnings():
@@ -65,10 +60,16 @@ def test_options_go_to_vllm(folder: Path, served: list[Any], capsys: pytest.Capt
 
 
 def test_guides_are_told_to_the_workers(folder: Path, served: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    guides = ["--lmguide-guide", "mood=some/guide", "--lmguide-guide=topic=other", "--lmguide-guide-cache", "0.5"]
+    guides = [
+        "--lmguide-guide",
+        f"mood={folder}",
+        "--lmguide-guide=topic=bundled/tales",
+        "--lmguide-guide-cache",
+        "0.5",
+    ]
     words = ["serve", str(folder), *OPTIONS, *guides, "--additional-config", '{"mine": 1}', "--port", "8123"]
     assert main(words) == 0
-    told = {"guides": {"mood": "some/guide", "topic": "other"}, "guide_cache_gib": 0.5}
+    told = {"guides": {"mood": str(folder), "topic": "bundled/tales"}, "guide_cache_gib": 0.5}
     assert served[0].additional_config == {"mine": 1, "lmguide": told}
     assert served[0].port == 8123
     assert capsys.readouterr().err.splitlines()[-1].endswith("; guides: mood, topic")
@@ -77,6 +78,10 @@ def test_guides_are_told_to_the_workers(folder: Path, served: list[Any], capsys:
 REFUSED = {
     "--lmguide-guide mood": ("--lmguide-guide: expected NAME=MODEL, got 'mood'.",),
     "--lmguide-guide mood=some/guide --lmguide-guide-cache 0": ("guide_cache_gib: expected",),
+    "--lmguide-guide mood=a --lmguide-guide mood=b": (
+        "--lmguide-guide: expected different names, got ['mood', 'mood']",
+    ),
+    "--lmguide-guide mood=no/guide": ("guide mood: cannot open 'no/guide': ",),
     "--max-num-seqs 1": ("Guidance needs two sequences at a time. Raise --max-num-seqs.",),
     "--runner pooling": ("Guidance needs a model that generates.",),
     "--no-such-option": None,
@@ -107,17 +112,6 @@ def test_what_does_not_go_with_guidance_is_refused(
     assert not served
 
 
-def test_a_guide_is_refused_where_workers_know_the_text_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "refusals", lambda config: [])
-    config = SimpleNamespace(
-        use_v2_model_runner=True,
-        scheduler_config=SimpleNamespace(async_scheduling=False),
-        additional_config={"lmguide": {"guides": {"mood": "some/guide"}}},
-    )
-    with pytest.raises(ValueError, match="^A guide judges what was written"):
-        preflight.check_server(config)
-
-
 def test_a_plugin_that_would_not_load_is_refused(served: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     preflight.check_plugin()
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="^VLLM_PLUGINS: expected lmguide among"):
@@ -138,17 +132,34 @@ def test_a_plugin_that_would_not_load_is_refused(served: list[Any], monkeypatch:
         preflight.check_plugin()
 
 
+def test_a_missing_folder_is_named(served: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "/no/such/model"]) == 2
+    assert "MODEL: expected a folder or a hub name, got '/no/such/model'." in capsys.readouterr().err
+    assert not served
+
+
+@contextlib.contextmanager
+def _serving(folder: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`lmguide serve` in a process group of its own, which ends with the context."""
+    words = ["serve", str(folder), *OPTIONS, "--enforce-eager", "--served-model-name", "m", "--port", str(port)]
+    command = [sys.executable, "-m", "lmguide", *words, "--host", "127.0.0.1", "--num-gpu-blocks-override", "28"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=log.parent, env=os.environ | ENVIRONMENT, stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(20)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240, method="signal")
 def test_it_serves_until_it_is_interrupted(folder: Path, tmp_path: Path) -> None:
-    port = free_port()
-    words = ["serve", str(folder), *OPTIONS, "--enforce-eager", "--served-model-name", "m", "--port", str(port)]
-    command = [sys.executable, "-m", "lmguide", *words, "--host", "127.0.0.1", "--num-gpu-blocks-override", "28"]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
+    port, log = free_port(), tmp_path / "log"
+    with _serving(folder, port, log) as process:
         _await(f"http://127.0.0.1:{port}/health", process)
         client = Client(f"http://127.0.0.1:{port}")
         guided = client.tokens("A tale of the sea:", {"guidance_scale": 3.0})
@@ -156,12 +167,21 @@ def test_it_serves_until_it_is_interrupted(folder: Path, tmp_path: Path) -> None
         process.send_signal(signal.SIGINT)
         assert process.wait(60) in {0, 130}
         assert _ended(process.pid)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(20)
-    text = (tmp_path / "log").read_text(errors="replace")
-    assert "Traceback" not in text, text
+    assert "Traceback" not in log.read_text(errors="replace")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240, method="signal")
+def test_its_start_can_be_interrupted(folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with _serving(folder, free_port(), log) as process:
+        deadline = time.monotonic() + 120
+        while "EngineCore" not in log.read_text(errors="replace") and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(60) == 130
+        assert _ended(process.pid)
+    assert log.read_text(errors="replace").splitlines()[-1] == "lmguide: stopped."
 
 
 def _ended(group: int) -> bool:

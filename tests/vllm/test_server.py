@@ -15,21 +15,20 @@ import pytest
 import torch
 
 import lmguide as lg
-from tests.vllm.client import Client
-from tests.vllm.reference import Reference
-from tests.vllm.served import VOCAB, save_model, server
+from tests.vllm.reference import SEA, SPACE
+from tests.vllm.served import VOCAB, save_model, small
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.vllm.client import Client
+    from tests.vllm.reference import Reference
 
 pytestmark = [
     pytest.mark.timeout(400, method="signal"),  # an exception, so that the server is ended too
     pytest.mark.xdist_group("vllm"),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
-
-SEA, SPACE = "A tale of the sea:", "A tale of space: The captain"
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(folder: Path) -> Iterator[Client]:
-    options = ("--max-num-seqs", "8", "--num-gpu-blocks-override", "28", "--max-num-batched-tokens", "64")
-    with server(folder, *options) as address:
-        yield Client(address)
-
-
-@pytest.fixture(scope="module")
-def reference(folder: Path) -> Reference:
-    return Reference(folder)
+def server_options() -> tuple[str, ...]:
+    return small(28)
 
 
 @pytest.mark.parametrize("count", [48, pytest.param(200, marks=pytest.mark.slow)])
@@ -229,8 +221,11 @@ BAD: dict[str, dict[str, Any]] = {
     "leave no room": {"guidance_scale": 2.0, "negative_prompt_ids": [5] * 300},
     "_lmguide_plan": {"guidance_scale": 2.0, "_lmguide_plan": "x"},
     "Did you mean 'guidance_scale'": {"guidance_scal": 2.0},
-    "contrastive needs OtherModel": {"guidance": "contrastive:model=somewhere"},
-    "rewarded_samples judges texts": {"guidance": "rewarded_samples:reward=os:system"},
+    "model: expected the name of a guide of this server, none": {"guidance": "contrastive:model=somewhere"},
+    "classifier: expected the name of a guide": {"guidance": "fudge:classifier=somewhere,label=1"},
+    "rewarded_samples draws canvases": {"guidance": "rewarded_samples:reward=os:system"},
+    "dola reads early layers": {"guidance": "dola"},
+    "s2 runs the served model without": {"guidance": "s2"},
     "Did you mean 'apg'": {"guidance": "apgg:guidance_scale=2"},
     "entropy_threshold": {"guidance_scale": 2.0, "entropy_threshold": -1},
     "got several": {"guidance": "cfg:guidance_scale=[1.5, 2]"},

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import lmguide as lg
-from tests.vllm.client import Client
-from tests.vllm.reference import Reference
-from tests.vllm.served import VOCAB, save_model, server
+from tests.vllm.reference import SEA, SPACE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from tests.vllm.client import Client
+    from tests.vllm.reference import Reference
 
 pytestmark = [
     pytest.mark.xdist_group("vllm"),
@@ -23,7 +20,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 
-SEA, SPACE = "A tale of the sea:", "A tale of space: The captain"
 WORDS = lg.WordGuidance(include=("whale", "captain"), exclude=("sea", "a"), beta=4.0, exclude_at="boundary")
 METHODS: dict[str, tuple[lg.Guidance, ...]] = {
     "in and out": (WORDS,),
@@ -36,49 +32,24 @@ METHODS: dict[str, tuple[lg.Guidance, ...]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    save_model(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def client(folder: Path) -> Iterator[Client]:
-    options = ("--max-num-seqs", "8", "--num-gpu-blocks-override", "17", "--max-num-batched-tokens", "64")
-    with server(folder, *options) as address:
-        yield Client(address)
-
-
 def _sent(methods: tuple[lg.Guidance, ...]) -> dict[str, Any]:
     return {"guidance": [method.to_json() for method in methods]}
 
 
-def test_words_among_other_requests(client: Client, folder: Path) -> None:
-    reference, draw = Reference(folder), random.Random(0)
-    kinds: list[tuple[lg.Guidance, ...]] = [*METHODS.values(), (lg.CFG(3.0, SPACE),), ()]
-    requests, answers = [], []
-    for number in range(36):
-        methods = kinds[number % len(kinds)]
-        prompt = reference.ids(SEA) + [draw.randrange(4, VOCAB) for _ in range(draw.choice([0, 1, 40, 90]))]
-        tokens = draw.randrange(40, 90)
-        requests.append((prompt, _sent(methods) if methods else {}, {"max_tokens": tokens, "min_tokens": tokens}))
-        answers.append(reference.answer(prompt, methods or None, tokens, min_new_tokens=tokens))
+def test_words_among_other_requests(client: Client, reference: Reference) -> None:
+    kinds: list[Any] = [*((_sent(methods), methods) for methods in METHODS.values())]
+    kinds += [(_sent((lg.CFG(3.0, SPACE),)), lg.CFG(3.0, SPACE)), ({}, None)]
+    crowd = reference.crowd(kinds, 36, most=90)
     before = client.metrics()
-    for number in range(6):  # some leave in the middle of an answer
-        next(iter(client.stream(requests[number][0], _sent((WORDS,)), max_tokens=100, ignore_eos=True)))
-    got = client.many(requests)
-    wrong = [
-        request for request, answer, tokens in zip(requests, answers, got, strict=True) if not answer.agrees(tokens)
-    ]
-    assert wrong == []
+    for asked in crowd[:6]:  # some leave in the middle of an answer
+        next(iter(client.stream(asked.prompt, _sent((WORDS,)), max_tokens=100, ignore_eos=True)))
+    assert client.mistakes(crowd) == []
     after = client.metrics()
     assert after["vllm:num_preemptions_total"] > before["vllm:num_preemptions_total"]
     assert after["lmguide:lockstep_errors_total"] == after["lmguide:failed_requests_total"] == 0
 
 
-def test_words_change_the_answer_and_are_compact(client: Client, folder: Path) -> None:
-    reference = Reference(folder)
+def test_words_change_the_answer_and_are_compact(client: Client, reference: Reference) -> None:
     prompt = reference.ids(SEA)
     plain = reference.answer(prompt).tokens
     for methods in METHODS.values():
@@ -91,7 +62,7 @@ BAD = {
     "exclude_at": "word_guidance:exclude=sea",
     "beta": "word_guidance:include=sea,beta=much",
     "include": 'word_guidance:include=["sea"],exclude=["sea"],exclude_at=boundary',
-    "judges texts": "fudge:classifier=somewhere,label=1",
+    "asks the served model questions": "example_guidance:topic=animal",
 }
 
 

@@ -12,6 +12,7 @@ from lmguide.descriptions.gedi import check_codes, check_count
 from lmguide.sources.branch import Branch, passes
 from lmguide.sources.ids import check_positions, pack
 from lmguide.sources.models import check_vocabulary, fitted, opened
+from lmguide.sources.roomy import ROOM
 from lmguide.sources.vocabularies import shared_tokens
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 FLOOR = -1e30
 """Takes the place of minus infinity, whose differences are NaN."""
-
-ROOM = 128
-"""Tokens of the answer that the guide's cache makes room for at a time."""
 
 CHUNK = 2**24
 """Scores of a prompt that are worked on at once."""
