@@ -141,8 +141,8 @@ def lifting(size: int) -> str:
 def searching(size: int) -> str:
     """CPU seconds to make each grammar over a vocabulary, and of searches for a completion.
 
-    A first search has all columns open. Then half of the columns are decided in an order by lot. For each of them one
-    of three tokens by lot or that of the completion is looked for, and what is found is the next completion.
+    A first search has all columns open. Then eight columns are decided in an order by lot. For each of them one of three
+    tokens by lot or that of the completion is looked for, and what is found is the next completion.
     """
     tokens = vocabulary(size)
     usable = np.array([bool(text) for text in tokens])
@@ -155,7 +155,7 @@ def searching(size: int) -> str:
         for width in (32, 64, 128):
             draw, chart, seconds = random.Random(0), grammar.chart(), []
             columns, completion = [Column(True)] * width, tuple[int, ...]()
-            for place in [None, *draw.sample(range(width), width // 2)]:
+            for place in [None, *draw.sample(range(width), 8)]:
                 if place is not None:
                     tokens_by_lot = draw.sample(range(FIRST, size), 3)
                     columns[place] = Column(False, (*tokens_by_lot, completion[place]))

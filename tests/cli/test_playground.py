@@ -12,7 +12,9 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,7 +75,10 @@ def test_it_serves_until_ctrl_c() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [sys.executable, "-m", "lmguide", "playground", "--port", str(port)]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A runner that is itself in the background ignores SIGINT, and so would all that it starts.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, cwd=ROOT, preexec_fn=heard, **pipes) as process:
         try:
             line = _first_line(process)
             assert line == f"The playground is at http://127.0.0.1:{port}/ (Ctrl-C ends it).\n"

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import lmguide as lg
-from lmguide.constraints import Constraint, Matcher, Vocabulary, compile
+from lmguide.constraints import Constraint, Vocabulary, compile
 from lmguide.constraints.ccfg.engine import CCFGCompiled
-from tests.constraints.walks import allowed, byte_vocabulary, tales, walk
+from tests.constraints.walks import allowed, byte_vocabulary, generated, tales, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,19 +140,6 @@ def test_the_texts_are_those_listed(name: str) -> None:
     assert found == listed()
 
 
-def _generated(matcher: Matcher, vocabulary: Vocabulary, begun: bytes = b"") -> set[str]:
-    """Every text that the masks of a matcher lead to."""
-    found = set()
-    for token in allowed(matcher, vocabulary):
-        after = matcher.copy()
-        assert after.accept(token)
-        if token in vocabulary.eos:
-            found.add(begun.decode())
-        else:
-            found |= _generated(after, vocabulary, begun + vocabulary.tokens[token])
-    return found
-
-
 @pytest.mark.parametrize("name", LISTED)
 def test_masks_lead_to_the_texts_listed(name: str) -> None:
     text, listed = LISTED[name]
@@ -160,8 +147,8 @@ def test_masks_lead_to_the_texts_listed(name: str) -> None:
     several = [b"1 ", b"10", b"2\n", b" 1", b"\n0", b"12", b"0 0", b"1:", b"()", b" a", b"-1", b"aa", b"bab", b"ab"]
     vocabulary = Vocabulary([*signs, *several, b""], eos=(len(signs) + len(several),))
     specification = lg.CCFG(text)
-    assert _generated(compile(specification, vocabulary).start(), vocabulary) == listed()
-    assert _generated(CCFGCompiled(specification.recogniser, vocabulary).start(), vocabulary) == listed()
+    assert generated(compile(specification, vocabulary).start(), vocabulary) == listed()
+    assert generated(CCFGCompiled(specification.recogniser, vocabulary).start(), vocabulary) == listed()
 
 
 @pytest.mark.parametrize("name", LISTED)

@@ -12,7 +12,7 @@ from lmguide.constraints import Grammar, Matcher, Vocabulary, compile
 from lmguide.constraints.ccfg.engine import CCFGCompiled
 from lmguide.constraints.ccfg.numerals import numerals
 from lmguide.constraints.llguidance_engine import LLGuidanceCompiled
-from tests.constraints.walks import allowed, byte_vocabulary, takes, tales, walk
+from tests.constraints.walks import allowed, byte_vocabulary, generated, takes, tales, walk
 
 FITTING = {
     "a count": 'start: n "\\n" a[n; " "]\n0 <= n <= 2\n-1 <= a <= 2',
@@ -41,19 +41,6 @@ UNFIT = {
 }
 
 
-def _generated(matcher: Matcher, vocabulary: Vocabulary, begun: bytes = b"") -> set[str]:
-    """Every text that the masks of a matcher lead to."""
-    found = set()
-    for token in allowed(matcher, vocabulary):
-        after = matcher.copy()
-        assert after.accept(token)
-        if token in vocabulary.eos:
-            found.add(begun.decode())
-        else:
-            found |= _generated(after, vocabulary, begun + vocabulary.tokens[token])
-    return found
-
-
 @pytest.mark.parametrize("name", FITTING)
 def test_parametric_rules_have_the_same_texts(name: str) -> None:
     specification = lg.CCFG(FITTING[name])
@@ -62,8 +49,8 @@ def test_parametric_rules_have_the_same_texts(name: str) -> None:
     vocabulary = Vocabulary([*signs, *several, b""], eos=(len(signs) + len(several),))
     compiled = compile(specification, vocabulary)
     assert isinstance(compiled, LLGuidanceCompiled)
-    texts = _generated(CCFGCompiled(specification.recogniser, vocabulary).start(), vocabulary)
-    assert _generated(compiled.start(), vocabulary) == texts
+    texts = generated(CCFGCompiled(specification.recogniser, vocabulary).start(), vocabulary)
+    assert generated(compiled.start(), vocabulary) == texts
     assert len(texts) > 3
 
 

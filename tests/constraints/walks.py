@@ -56,3 +56,16 @@ def takes(constraint: Constraint, text: str, backend: str | None = None) -> bool
     """Whether a text, byte by byte, is one of the constraint's."""
     matcher = compile(constraint, byte_vocabulary(), backend).start()
     return all(matcher.accept(byte) for byte in text.encode()) and matcher.accepting()
+
+
+def generated(matcher: Matcher, vocabulary: Vocabulary, begun: bytes = b"") -> set[str]:
+    """Every text that the masks of a matcher lead to."""
+    found = set()
+    for token in allowed(matcher, vocabulary):
+        after = matcher.copy()
+        assert after.accept(token)
+        if token in vocabulary.eos:
+            found.add(begun.decode())
+        else:
+            found |= generated(after, vocabulary, begun + vocabulary.tokens[token])
+    return found

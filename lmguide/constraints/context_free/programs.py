@@ -32,7 +32,7 @@ def program_productions(grammar: Laid, deepest: int = DEEPEST) -> Productions:
     Example:
         >>> from lmguide.constraints import Language
         >>> found = program_productions(Language("json").laid())
-        >>> found.terminals["TCOMMA__SPACE_ANY_ANY"].accepts(" ,")
+        >>> found.terminals["TCOMMA__SPACE_ANY_ANY>>any"].accepts(" ,")
         True
     """
     parametric, definitions = grammar.parametric(), grammar.definitions
