@@ -168,7 +168,7 @@ class Chart:
         heads, joins = self._grammar.normal.heads, self._grammar.normal.joins
         here, begun = 1 << number, self._begun
         found: dict[int, Points] = {}
-        work: list[tuple[int, Points]] = []
+        work: dict[int, Points] = {}
 
         def add(symbol: int, there: Points) -> None:
             for head in heads[symbol]:
@@ -177,12 +177,13 @@ class Chart:
                     found[head] = before | new
                     begun[head] |= here
                     if joins[head]:
-                        work.append((head, new))
+                        work[head] = work.get(head, 0) | new
 
         for symbol, there in terminals.items():
             add(symbol, there)
         while work:
-            symbol, there = work.pop()
+            symbol = next(iter(work))
+            there = work.pop(symbol)
             for head, right in joins[symbol]:
                 if middles := there & begun[right]:
                     add(head, self._beyond(right, middles))
