@@ -155,6 +155,7 @@ def _guide_bucket(logits: Tensor, batch: Sequence[Guided], readers: Readers | No
         for index in range(len(law.methods))
     ]
     cond, progress = _laws(logits, rows), Progress(batch[0].step, law.total)
+    # Renormalised, since a repetition penalty looks at the sign of what it is given.
     result = guided_step(cond, law.methods, strengths, fetch, progress, rewards=rewards)
     logits[rows] = result.scores
 
