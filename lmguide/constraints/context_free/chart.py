@@ -9,7 +9,7 @@ there, as the bits of a number. What was worked out is kept, and holds for other
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmguide.constraints.context_free.lexemes import bits
@@ -46,7 +46,6 @@ class _Point:
         ahead: Number of the set of characters that must not follow.
         edges: Which points each terminal leads to; `None` as long as nobody asked.
         leads: Which points each symbol leads to; `None` as long as nobody asked.
-        beyond: For some sets of points of which this is the leftmost one, where a symbol leads to from any of them.
     """
 
     column: int
@@ -54,7 +53,6 @@ class _Point:
     ahead: int
     edges: dict[int, Points] | None = None
     leads: dict[int, Points] | None = None
-    beyond: dict[tuple[int, Points], Points] = field(default_factory=dict)
 
 
 class Chart:
@@ -77,6 +75,7 @@ class Chart:
         self._walks: list[dict[tuple[int, States], Points]] = []
         self._alive: Points = 0
         self._open: list[int] = []  # how many columns from one on to the right may hold anything
+        self._beyond: dict[tuple[int, Points], Points] = {}  # of one search: where symbols lead to from sets of points
         self._begun: list[Points] = []  # the points from which a symbol leads anywhere
 
     def completed(self, columns: Sequence[Column], ends: Sequence[int]) -> tuple[int, ...] | None:
@@ -156,6 +155,7 @@ class Chart:
                 if leads or ends >> number & 1:
                     self._alive |= 1 << number
                 point.leads = self._filled(number, leads)
+        self._beyond.clear()
 
     def _new(self, number: int) -> _Point:
         column = bisect_right(self._first, number) - 1
@@ -186,23 +186,22 @@ class Chart:
             there = work.pop(symbol)
             for head, right in joins[symbol]:
                 if middles := there & begun[right]:
-                    add(head, self._beyond(right, middles))
-        return found
+                    add(head, self._from_any(right, middles))
+        once: dict[Points, Points] = {}  # many symbols lead to the same points
+        return {symbol: once.setdefault(there, there) for symbol, there in found.items()}
 
-    def _beyond(self, symbol: int, points: Points) -> Points:
+    def _from_any(self, symbol: int, points: Points) -> Points:
         """Where a symbol leads to from any of some points: from the leftmost one, and from the others."""
-        above: list[tuple[dict[tuple[int, Points], Points], tuple[int, Points], Points]] = []
-        found = 0
+        known, above, found = self._beyond, list[tuple[tuple[int, Points], Points]](), 0
         while points:
-            top = points.bit_length() - 1
-            point, key = self._points[top], (symbol, points)
-            if key in point.beyond:
-                found = point.beyond[key]
+            key = symbol, points
+            if key in known:
+                found = known[key]
                 break
-            assert point.leads is not None
-            above.append((point.beyond, key, point.leads[symbol]))
+            top = points.bit_length() - 1
+            above.append((key, self._leads(top)[symbol]))
             points ^= 1 << top
-        for known, key, own in reversed(above):
+        for key, own in reversed(above):
             found |= own
             known[key] = found
         return found
