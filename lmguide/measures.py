@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+_LOG2_E = 1 / math.log(2.0)
+
 
 def promote(*sources: Tensor) -> list[Tensor]:
     """Bring sources to one working dtype: at least float32, float64 where any of them is.
@@ -57,7 +59,8 @@ def entropy(logp: Tensor) -> Tensor:
     """
     (logp,) = promote(logp)
     # 0 times the lowest finite number is 0; two passes over the vocabulary less than filling a mask.
-    return -(logp.exp() * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(-1)
+    # `exp2` takes a CPU half the time of `exp`, with the multiplication.
+    return -((logp * _LOG2_E).exp2_() * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(-1)
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:

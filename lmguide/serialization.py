@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import difflib
+import functools
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -215,6 +216,7 @@ def _build(cls: type[Any], data: Mapping[str, Any]) -> object:
     return cls(**{key: _decode(hints[key], data[key], f"{title}.{key}") for key in data if key in fields})
 
 
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     """Type hints by field.
 

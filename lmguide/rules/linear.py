@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from lmguide.measures import js_divergence, kl_divergence, promote
-from lmguide.rules.candidates import Scale, broadcast, masked, normalize, per_row, plausible
+from lmguide.rules.candidates import Scale, broadcast, normalize, per_row, plausible, unless_masked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ def cfg(cond: Tensor, uncond: Tensor, guidance_scale: Scale) -> Tensor:
     """
     c, u = broadcast(cond, uncond)
     # torch's way to write u + γ (c - u) is exact at both ends.
-    return torch.where(masked(c, u), c, torch.lerp(u, c, per_row("guidance_scale", guidance_scale, c)))
+    return unless_masked(torch.lerp(u, c, per_row("guidance_scale", guidance_scale, c)), c, u)
 
 
 def divergence_damped(cond: Tensor, uncond: Tensor, guidance_scale: Scale, damping: float) -> Tensor:
@@ -73,7 +73,7 @@ def divergence_damped(cond: Tensor, uncond: Tensor, guidance_scale: Scale, dampi
     # A finite stand-in for an infinite divergence, so that damping 0 gives 0 and not NaN.
     divergence = kl_divergence(c, u).clamp_max(torch.finfo(c.dtype).max).unsqueeze(-1)
     strength = 1.0 + (per_row("guidance_scale", guidance_scale, c) - 1.0) * torch.exp(-damping * divergence)
-    return torch.where(masked(c, u), c, torch.lerp(u, c, strength))
+    return unless_masked(torch.lerp(u, c, strength), c, u)
 
 
 def contrastive(
@@ -121,7 +121,7 @@ def contrastive(
         a = normalize(a / amateur_temperature)
     strength = per_row("beta", beta, e)
     score = e + strength * (e - a) if form == "reasoning" else e - strength * a
-    return torch.where(masked(e, a), e, score).masked_fill(~plausible(e, plausibility), -math.inf)
+    return unless_masked(score, e, a).masked_fill(~plausible(e, plausibility), -math.inf)
 
 
 def dexperts(base: Tensor, expert: Tensor, antiexpert: Tensor, alpha: Scale) -> Tensor:
@@ -149,7 +149,7 @@ def dexperts(base: Tensor, expert: Tensor, antiexpert: Tensor, alpha: Scale) -> 
         tensor([0.7778, 0.2222])
     """
     b, e, a = broadcast(base, expert, antiexpert)
-    return torch.where(masked(b, e, a), b, b + per_row("alpha", alpha, b) * (e - a))
+    return unless_masked(b + per_row("alpha", alpha, b) * (e - a), b, e, a)
 
 
 def weighted(cond: Tensor, others: Sequence[Tensor], weights: Sequence[Scale]) -> Tensor:
@@ -184,7 +184,7 @@ def weighted(cond: Tensor, others: Sequence[Tensor], weights: Sequence[Scale]) -
     score = c
     for k, (source, weight) in enumerate(zip(rest, weights, strict=True)):
         score = score + per_row(f"weights[{k}]", weight, c) * (source - c)
-    return torch.where(masked(c, *rest), c, score)
+    return unless_masked(score, c, *rest)
 
 
 def s2(cond: Tensor, uncond: Tensor, sub: Tensor, guidance_scale: Scale, omega: Scale) -> Tensor:
@@ -214,7 +214,7 @@ def s2(cond: Tensor, uncond: Tensor, sub: Tensor, guidance_scale: Scale, omega: 
     """
     c, u, s = broadcast(cond, uncond, sub)
     guided = torch.lerp(u, c, per_row("guidance_scale", guidance_scale, c))
-    return torch.where(masked(c, u, s), c, guided - per_row("omega", omega, c) * (s - c))
+    return unless_masked(guided - per_row("omega", omega, c) * (s - c), c, u, s)
 
 
 def dola(final: Tensor, early: Tensor, strength: Scale = 1.0, plausibility: float = 0.1) -> Tensor:
@@ -250,5 +250,5 @@ def dola(final: Tensor, early: Tensor, strength: Scale = 1.0, plausibility: floa
         )
     layer = js_divergence(f.unsqueeze(-2), e).argmax(-1)
     e = e.gather(-2, layer[..., None, None].expand(*layer.shape, 1, e.shape[-1])).squeeze(-2)
-    score = torch.where(masked(f, e), f, f - per_row("strength", strength, f) * e)
+    score = unless_masked(f - per_row("strength", strength, f) * e, f, e)
     return score.masked_fill(~plausible(f, plausibility), -math.inf)

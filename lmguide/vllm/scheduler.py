@@ -39,6 +39,7 @@ def guided(base: type[Any]) -> type[Any]:
             super().__init__(*args, **kwargs)
             self.groups: dict[str, Group] = {}
             """By the id of every member."""
+            self._heads: dict[str, Group] = {}
             self.refused: set[str] = set()
             self.counts: Counter[str] = Counter()
             self.total_counts: Counter[str] = Counter()
@@ -48,7 +49,7 @@ def guided(base: type[Any]) -> type[Any]:
 
         def each_group(self) -> Iterable[Group]:
             """Every group once."""
-            return [group for name, group in self.groups.items() if name == group.conditional.request_id]
+            return list(self._heads.values())
 
         def count(self, name: str, by: int = 1) -> None:
             """Count for `/metrics`."""
@@ -67,7 +68,7 @@ def guided(base: type[Any]) -> type[Any]:
             try:
                 group = open_group(request, plan, self)
                 super().add_request(request)
-                self.groups[request.request_id] = group
+                self.groups[request.request_id] = self._heads[request.request_id] = group
                 if not group.selective or (group.wanted and request.num_tokens == 1):
                     self._bring_companions(group)
                 self.count("groups")
@@ -109,9 +110,14 @@ def guided(base: type[Any]) -> type[Any]:
             for group in self.each_group():
                 head = group.conditional
                 if head.is_finished() or head.request_id not in self.requests:
-                    self.groups.pop(head.request_id)
-                    sharing.drop(self, group)
+                    self._forget(head.request_id)
                     self.dismiss_companions(group)
+
+        def _forget(self, name: str) -> None:
+            """A member is no more; with the conditional goes what companions have kept."""
+            self.groups.pop(name, None)
+            if (group := self._heads.pop(name, None)) is not None:
+                sharing.drop(self, group)
 
         def finish_requests(self, request_ids: Any, finished_status: Any) -> list[Any]:
             if request_ids is not None:
@@ -122,8 +128,7 @@ def guided(base: type[Any]) -> type[Any]:
                         request_ids = [*request_ids, *(c.request_id for c in self.groups[name].companions)]
             finished = super().finish_requests(request_ids, finished_status)
             for request in finished:
-                if (group := self.groups.pop(request.request_id, None)) is not None and request is group.conditional:
-                    sharing.drop(self, group)
+                self._forget(request.request_id)
             return [request for request in finished if not is_companion(request.request_id)]
 
         def set_pause_state(self, pause_state: Any) -> None:
@@ -160,7 +165,7 @@ def guided(base: type[Any]) -> type[Any]:
         def _introduce(self, output: Any) -> None:
             """Turn members that entered beside vLLM's admission from running requests into new ones."""
             for group in self.each_group():
-                for member in group.members:
+                for member in group.members if group.fresh else ():
                     name = member.request_id
                     if name in group.fresh and name in output.num_scheduled_tokens:
                         group.fresh.discard(name)

@@ -59,10 +59,11 @@ class Step:
             self._make_room()
         self._order()
         self._watch()
-        self._drop_kept()
-        self._secure()
+        need = self._need()
+        self._drop_kept(need)
+        need = self._secure(need)
         if not self._preempted:
-            self._let_in_late()
+            self._let_in_late(need)
         self._release()
         self._count_places()
 
@@ -98,18 +99,27 @@ class Step:
             return 2
         return int(any(left(member) > 1 for member in group.members))
 
-    def _secure(self) -> None:
-        """Preempt until everything that runs can run: vLLM itself would preempt in the middle of a group."""
+    def _secure(self, need: int) -> int:
+        """Preempt until everything that runs can run: vLLM itself would preempt in the middle of a group.
+
+        Args:
+            need: Blocks that the running requests take.
+
+        Returns:
+            Those of the ones that are left.
+        """
         scheduler = self.scheduler
         pool = scheduler.kv_cache_manager.block_pool
-        while scheduler.running and self._need() > pool.get_num_free_blocks():
+        while scheduler.running and need > pool.get_num_free_blocks():
             if scheduler.policy == SchedulingPolicy.PRIORITY:
                 victim = max(scheduler.running, key=lambda request: (request.priority, request.arrival_time))
             else:
                 victim = scheduler.running[-1]
             self._preempt(victim)
+            need = self._need()
+        return need
 
-    def _drop_kept(self) -> None:
+    def _drop_kept(self, need: int) -> None:
         """Give back what companions have kept as far as requests that run or wait need it; the last come go first."""
         scheduler = self.scheduler
         keeping = [group for group in scheduler.each_group() if group.kept]
@@ -118,7 +128,7 @@ class Step:
         self._count_places()
         places = max(0, self._free() + self._promised)
         waiting = islice(chain(scheduler.waiting, scheduler.deferred_waiting), places)
-        need = self._need() + sum(full_blocks(scheduler, request.num_tokens) for request in waiting)
+        need += sum(full_blocks(scheduler, request.num_tokens) for request in waiting)
         need += scheduler.kv_cache_manager.watermark_blocks
         for group in sorted(reversed(keeping), key=lambda group: group.wanted):
             if self._stalled or need > scheduler.kv_cache_manager.block_pool.get_num_free_blocks():
@@ -180,7 +190,7 @@ class Step:
         alone = [group for group in groups if group.selective and group.conditional.status == RequestStatus.RUNNING]
         companions = [len(group.plan.companions) for group in alone]
         self._alone, self._most = sum(companions), max(companions, default=0)
-        self._have = sum(len(group.members) - 1 - len(group.missing) for group in alone)
+        self._have = sum(member.status == RequestStatus.RUNNING for group in alone for member in group.companions)
         if self._preempted:
             self.scheduler.max_num_active_reqs = 0  # ends vLLM's loop over the waiting requests before it begins
 
@@ -257,16 +267,21 @@ class Step:
         )
         return not scheduler.running or need <= int(scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
 
-    def _let_in_late(self) -> None:
-        """Let in members that have little to compute, in the very step in which their group samples."""
+    def _let_in_late(self, need: int) -> None:
+        """Let in members that have little to compute, in the very step in which their group samples.
+
+        Args:
+            need: Blocks that the running requests take.
+        """
         scheduler = self.scheduler
         if scheduler.pause_state == PauseState.PAUSED_ALL:
             return
         self._count_places()
-        spare = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() - self._need()
+        spare = scheduler.kv_cache_manager.block_pool.get_num_free_blocks() - need
+        entered = False
         for group in scheduler.each_group():
-            missing = group.missing
-            if not (group.wanted and group.companions and missing and _unblocked(group)):
+            missing = group.missing if group.wanted and group.companions else []
+            if not missing or not _unblocked(group):
                 continue
             running = [member for member in group.members if member not in missing]
             if not running and scheduler.pause_state != PauseState.UNPAUSED:
@@ -274,15 +289,17 @@ class Step:
             if not all(left(member) == 1 for member in running) or not self._may_join(group, missing):
                 continue
             places = self._free() + (len(missing) if group.is_open else 0)
-            need = sum(sharing.needed_blocks(scheduler, group, member) for member in missing)
-            if places < len(missing) or need > spare or not self._loras_fit(missing):
+            blocks = sum(sharing.needed_blocks(scheduler, group, member) for member in missing)
+            if places < len(missing) or blocks > spare or not self._loras_fit(missing):
                 continue
             promised = len(missing) if group.is_open else 0
             for member in missing:
                 self._let_in(group, member)
             self._promised -= promised
-            spare -= need
-        self._order()
+            spare -= blocks
+            entered = True
+        if entered:
+            self._order()
 
     def _may_join(self, group: Group, missing: list[Any]) -> bool:
         """Whether members can come in without a prefill of their own."""
