@@ -65,7 +65,7 @@ def normalize(scores: Tensor) -> Tensor:
     (scores,) = promote(scores)
     empty = scores.amax(-1, keepdim=True) == -math.inf
     logp = scores.log_softmax(-1)
-    # On a CPU filling takes twice as long as the softmax; elsewhere looking whether there is anything to fill would wait.
+    # Filling takes a CPU twice as long as the softmax; other devices would wait for the look that spares it.
     return logp if scores.device.type == "cpu" and not empty.any() else logp.masked_fill(empty, -math.inf)
 
 
