@@ -65,8 +65,8 @@ def refusal(config: Any, plan: Plan | None = None) -> str | None:
         return f"needs {count} companions, which do not fit into {sequences} sequences at a time. Raise --max-num-seqs."
     if plan.behind and not runs_alone(config):
         return (
-            "runs a suffix behind tokens that the scheduler must know, which takes prefix caching, model runner V1, "
-            "no pipeline and --no-async-scheduling. Use a negative prompt instead."
+            "runs a suffix behind tokens that the scheduler must know, which takes prefix caching, no pipeline and "
+            "--no-async-scheduling. Use a negative prompt instead."
         )
     asynchronous = config.scheduler_config.async_scheduling and not config.use_v2_model_runner
     if plan.reads and asynchronous and config.parallel_config.pipeline_parallel_size > 1:
@@ -110,10 +110,8 @@ def runs_alone(config: Any) -> bool:
     The scheduler must hear of the worker's verdict before it plans the next step, and companions must find what they
     have computed before in the prefix cache.
     """
-    in_order = not (config.use_v2_model_runner or config.scheduler_config.async_scheduling)
-    return bool(
-        in_order and config.parallel_config.pipeline_parallel_size == 1 and config.cache_config.enable_prefix_caching
-    )
+    in_order = not config.scheduler_config.async_scheduling and config.parallel_config.pipeline_parallel_size == 1
+    return bool(in_order and config.cache_config.enable_prefix_caching)
 
 
 def _check_request(request: Any, params: Any) -> None:

@@ -330,8 +330,7 @@ def _install_slots(ours: Callable[[Any], Any]) -> None:
         with logits_through(self.model, lambda logits: processor.guide_slots(logits, input_batch)):
             result = sample(self, hidden_states, input_batch, grammar_output)
         processor.copy_tokens(result[0].sampled_token_ids)
-        for row in processor.faulty:
-            result[1][row] = 0  # as for a chunk of a prompt that is not its last: no token comes of this row
+        processor.withhold(*result[1:])
         return result
 
     GPUModelRunner.sample = guided_sample

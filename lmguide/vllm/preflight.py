@@ -68,6 +68,8 @@ def check_server(config: Any) -> str:
         check_guides(settings, tokenizer, model.get_vocab_size())
     runner = "V2" if config.use_v2_model_runner else "V1"
     alone = "skip" if runs_alone(config) else "run"
+    if alone == "run" and config.scheduler_config.async_scheduling:
+        alone = "(without --no-async-scheduling) run"
     named = f"; guides: {', '.join(settings.guides)}" if settings.guides else ""
     return (
         f"guidance for each request on vLLM {patches.served_version()}, model runner {runner}; "

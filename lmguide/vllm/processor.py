@@ -46,7 +46,7 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
         self.seats: dict[int, Seat] = {}
         self.rewards = Rewards(vllm_config, rest[0] if self.states is None else self.states.device)
         self.wanting: list[int] = []
-        """V1: rows of conditionals that ran alone and need their companions."""
+        """Rows of conditionals that ran alone and need their companions."""
         self.faulty: list[int] = []
         """Rows with a fault and without companions, of which no token may come."""
         self._copies: list[tuple[int, int]] = []
@@ -137,6 +137,18 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
         for companion in self._spoilt:
             sampled[companion] = (sampled[companion] - 1).abs()
         self._copies, self._spoilt = [], []
+
+    def withhold(self, sampled: Tensor, rejected: Tensor) -> None:
+        """V2: let no token come of rows that need their companions or have a fault, as of a chunk amid a prompt.
+
+        Args:
+            sampled: `[rows]`, how many tokens came of each, in place.
+            rejected: `[rows]`, how many of a row's tokens are to be run again, in place: the one it sampled from, if any.
+        """
+        for row in self.wanting:
+            rejected[row] = sampled[row]
+        for row in self.wanting + self.faulty:
+            sampled[row] = 0
 
     def _answered(self, row: int) -> int:
         return len(self.seats[row][2])

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SEEDS = int(os.environ.get("LMGUIDE_STRESS_SEEDS", "20"))
 RUNNER = os.environ.get("LMGUIDE_STRESS_RUNNER", "v1")
+SPARES = not RUNNER.endswith("async")
+"""Whether companions run only where their conditional asks for them."""
 SOAK = int(os.environ.get("LMGUIDE_SOAK_REQUESTS", "1000"))
 MOST_STEPS = 20_000
 LONGEST = 110
@@ -51,12 +53,13 @@ def test_nothing_breaks_under_pressure(folder: Path, setting: str, make_engine: 
         _run(engine, reference, seed, setting)
 
 
-@pytest.mark.skipif(RUNNER != "v1", reason="elsewhere companions always run")
+@pytest.mark.skipif(not SPARES, reason="companions always run")
 @pytest.mark.timeout(600, method="signal")
 def test_a_firing_computes_nothing_twice(make_engine: Callable[..., Any]) -> None:
+    engine, draw, answered = make_engine(num_gpu_blocks_override=40), random.Random(0), 70
+
     from vllm import SamplingParams
 
-    engine, draw, answered = make_engine(num_gpu_blocks_override=40), random.Random(0), 70
     scheduler = engine.engine_core.engine_core.scheduler
     prompt, negative, schedule = _ids(draw, 41), _ids(draw, 37), scheduler.schedule
     planned: list[dict[str, int]] = []
@@ -95,12 +98,13 @@ def test_a_firing_computes_nothing_twice(make_engine: Callable[..., Any]) -> Non
 
 @pytest.mark.timeout(600, method="signal")
 def test_pausing_drains_groups_and_resuming_goes_on(folder: Path, make_engine: Callable[..., Any]) -> None:
+    engine, reference, draw = make_engine(num_gpu_blocks_override=40), Reference(folder), random.Random(0)
+
     from vllm import SamplingParams
     from vllm.v1.core.sched.interface import PauseState
 
-    engine, reference, draw = make_engine(num_gpu_blocks_override=40), Reference(folder), random.Random(0)
     scheduler = engine.engine_core.engine_core.scheduler
-    requests = [_guided(draw, suffixes=RUNNER == "v1") for _ in range(24)]
+    requests = [_guided(draw, suffixes=SPARES) for _ in range(24)]
     done: dict[str, Any] = {}
     for number, (prompt, arguments, _, tokens) in enumerate(requests):
         params = SamplingParams(temperature=0, max_tokens=tokens, extra_args=arguments)
@@ -147,7 +151,7 @@ def _run(engine: Any, reference: Reference, seed: int, setting: str) -> None:
 
     scheduler = engine.engine_core.engine_core.scheduler
     draw = random.Random(seed)
-    suffixes = RUNNER == "v1" and SETTINGS[setting].get("enable_prefix_caching", True)
+    suffixes = SPARES and SETTINGS[setting].get("enable_prefix_caching", True)
     requests = [_guided(draw, suffixes) for _ in range(32)] + [_plain(draw) for _ in range(12)]
     draw.shuffle(requests)
     scheduler.total_counts.clear()

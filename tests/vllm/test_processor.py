@@ -104,6 +104,20 @@ def test_slots(processors: ModuleType) -> None:
     assert processor.guide_slots(logits, batch) is logits
 
 
+def test_slots_that_want_their_companions_are_run_again(processors: ModuleType) -> None:
+    lengths = SimpleNamespace(np=np.array([4, 4, 4]))
+    processor = processors.GuidanceProcessor(None, SimpleNamespace(prompt_len=lengths, device=torch.device("cpu")))
+    for slot, group in enumerate("abc"):
+        processor.add_request(slot, _params(group, 0))
+    # Slot 0 samples; 1 is in the middle of what it had written before it was preempted; 2 is amid its prompt.
+    batch = SimpleNamespace(idx_mapping_np=np.array([0, 1, 2]), seq_lens_cpu_upper_bound=torch.tensor([5, 6, 3]))
+    logits = torch.zeros(3, VOCAB)
+    assert processor.guide_slots(logits, batch) is logits
+    sampled, rejected = torch.tensor([1, 0, 0]), torch.zeros(3, dtype=torch.int64)
+    processor.withhold(sampled, rejected)
+    assert (sampled.tolist(), rejected.tolist()) == ([0, 0, 0], [1, 0, 0])
+
+
 def test_slots_fetch_what_was_written(processors: ModuleType) -> None:
     requested = read({"guidance": "word_guidance:include=lighthouses,beta=50"})
     assert requested is not None
