@@ -212,7 +212,7 @@ def _build(cls: type[Any], data: Mapping[str, Any]) -> object:
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if not optional and field.name not in data:
             raise ValueError(f"{title}: expected a value for {field.name}, got none. Add the key {field.name!r}.")
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # mypy takes classes for unhashable
     return cls(**{key: _decode(hints[key], data[key], f"{title}.{key}") for key in data if key in fields})
 
 

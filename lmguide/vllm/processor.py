@@ -143,7 +143,7 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
 
         Args:
             sampled: `[rows]`, how many tokens came of each, in place.
-            rejected: `[rows]`, how many of a row's tokens are to be run again, in place: the one it sampled from, if any.
+            rejected: `[rows]`, how many of its tokens a row is to run again, in place: the one it sampled from, if any.
         """
         for row in self.wanting:
             rejected[row] = sampled[row]
