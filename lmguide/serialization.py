@@ -158,7 +158,9 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
         "Did you mean 'entropy'?"
     """
     folded = {name.lower().replace("-", "_"): name for name in known}
-    near = difflib.get_close_matches(str(word).lower().replace("-", "_"), folded, n=1)
+    spelled = str(word).lower().replace("-", "_")
+    near = difflib.get_close_matches(spelled, folded)
+    near.sort(key=lambda name: sorted(name) != sorted(spelled))  # first those of the same letters in another order
     return f"Did you mean {folded[near[0]]!r}?" if near else "Use one of these."
 
 

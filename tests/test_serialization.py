@@ -209,4 +209,5 @@ def test_names_in_two_registries_do_not_meet() -> None:
 def test_did_you_mean_sees_through_spelling() -> None:
     assert did_you_mean("Tabby-Cat", ANIMALS.names()) == "Did you mean 'tabby_cat'?"
     assert did_you_mean("cta", ANIMALS.names()) == "Did you mean 'cat'?"
+    assert did_you_mean("cgf", ["icg", "cfg"]) == "Did you mean 'cfg'?"  # as near as the other, but for its letters
     assert did_you_mean("horse", ANIMALS.names()) == "Use one of these."
