@@ -22,7 +22,7 @@ from lmguide.sources.roomy import ROOM
 from lmguide.vllm.settings import classifies, guide_config
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vllm.lmguide")
 
 GIB = 2**30
+AT_ONCE = 2**13
+"""Tokens of new texts that a guide reads in one pass, with their padding; a single text may have more."""
 
 
 @dataclass
@@ -131,8 +133,8 @@ class Guides:
                 cohorts.append(cohort)
         new = [text for text in texts if text.request not in found]
         room = [text for place, text in enumerate(new) if self._fits(source, new[: place + 1])]
-        if room:
-            cohort = self._begin(source, room)
+        for portion in self._portions(source, room):
+            cohort = self._begin(source, portion)
             found |= self._advance(cohort, everyone)
             if cohorts and cohorts[0].reader.joinable() and cohort.reader.joinable():
                 cohorts[0].reader.join(cohort.reader)  # type: ignore[arg-type]
@@ -156,6 +158,23 @@ class Guides:
             cohort.keep(rows)
         else:
             cohort.requests = []
+
+    def _portions(self, source: Source, texts: Sequence[Text]) -> Iterator[list[Text]]:
+        """New texts that are read in one pass, those of like length together."""
+        portion: list[Text] = []
+        for text in sorted(texts, key=lambda text: len(text.ids)):
+            if portion and (len(portion) + 1) * len(text.ids) * self._copies(source) > AT_ONCE:
+                yield portion
+                portion = []
+            portion.append(text)
+        if portion:
+            yield portion
+
+    def _copies(self, source: Source) -> int:
+        """Rows of the guide for each text: one for every code."""
+        if isinstance(source, OtherModel):
+            return 1
+        return len(source.codes or self._models[_name(source)][0].config.gedi["codes"])
 
     def _begin(self, source: Source, texts: Sequence[Text]) -> Cohort:
         guide, tokenizer = self._models[_name(source)]
@@ -181,9 +200,7 @@ class Guides:
         return dict(zip(cohort.requests, scores, strict=True))
 
     def _fits(self, source: Source, texts: Sequence[Text]) -> bool:
-        copies = 1
-        if not isinstance(source, OtherModel):
-            copies = len(source.codes or self._models[_name(source)][0].config.gedi["codes"])
+        copies = self._copies(source)
         readers = [cohort.reader for cohort in self._cohorts.get(source, ())]
         width = max([*(len(text.ids) for text in texts), *(reader.width for reader in readers)])
         padded = sum(reader.rows * (width - reader.width) for reader in readers) * (

@@ -98,6 +98,28 @@ def test_texts_that_come_go_and_wait(guides: dict[str, Path], served: Any, kind:
     assert guide._held() == 0
 
 
+def test_many_new_texts_are_read_a_portion_at_a_time(
+    guides: dict[str, Path], served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmguide.vllm.guides.AT_ONCE", 64)
+    guide = Guides(Settings({"small": str(guides["small"])}), served, None, torch.device("cpu"))
+    read: list[int] = []
+    guide.model("small")[0].register_forward_pre_hook(
+        lambda module, args, options: read.append(options["input_ids"].numel()), with_kwargs=True
+    )
+    draw = random.Random(0)
+    texts = {f"r{n}": [draw.randrange(4, VOCAB) for _ in range(n)] for n in (5, 60, 20, 18, 21, 100, 3)}
+    for passes in ([3 * 18, 2 * 21, 60, 100], [len(texts)]):
+        everyone = {name: Text(name, ids, []) for name, ids in texts.items()}
+        read.clear()
+        with torch.inference_mode():
+            got = guide.read(OtherModel("small"), list(everyone.values()), everyone)
+        assert read == passes
+        for ids, row in zip(texts.values(), got, strict=True):
+            torch.testing.assert_close(row, _law(guides["small"], ids), rtol=1e-4, atol=1e-4)
+            ids.append(7)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
