@@ -11,8 +11,9 @@ import pytest
 
 import lmguide as lg
 from tests.vllm.client import Client
+from tests.vllm.guide_models import additional_config, guided_kinds, save_guides
 from tests.vllm.reference import Reference
-from tests.vllm.served import VOCAB, save_model, server
+from tests.vllm.served import VOCAB, save_model, server, small
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,9 +34,11 @@ def test_two_processes(option: str, tmp_path: Path) -> None:
     compilation = json.dumps({"mode": 2, "backend": "eager"})
     more = ("--no-enforce-eager", "--compilation-config", compilation) if "pipeline" in option else ()
     save_model(tmp_path)
+    guides = save_guides(tmp_path / "guides")
     reference, draw = Reference(tmp_path), random.Random(0)
     words = lg.WordGuidance(include="whale", beta=6.0)
     methods: list[tuple[dict[str, Any], tuple[lg.Guidance, ...] | None]] = [
+        *guided_kinds(guides),  # each process has the guides
         ({}, None),
         ({"guidance_scale": 3.0, "negative_prompt": SPACE}, (lg.CFG(3.0, SPACE),)),
         ({"guidance_scale": 0.5}, (lg.CFG(0.5),)),
@@ -46,14 +49,15 @@ def test_two_processes(option: str, tmp_path: Path) -> None:
         ({"guidance": words.to_json()}, (words,)),
     ]
     requests, answers = [], []
-    for number in range(20):
+    for number in range(2 * len(methods)):
         sent, method = methods[number % len(methods)]
         length = draw.choice([0, 1, 40, 150])  # the longest is in several chunks, of which a pipeline holds two
         prompt = reference.ids(SEA) + [draw.randrange(4, VOCAB) for _ in range(length)]
         requests.append((prompt, sent, {"max_tokens": 24, "min_tokens": 24}))
         answers.append(reference.answer(prompt, method, 24, min_new_tokens=24))
-    options = (option, "2", "--max-num-seqs", "8", "--num-gpu-blocks-override", "20", "--max-num-batched-tokens", "64")
-    with server(tmp_path, *options, *more, seconds=250) as address:
+    settings = json.dumps(additional_config(guides))
+    options = (option, "2", *small(20), "--additional-config", settings, *more)
+    with server(tmp_path, *options, seconds=250) as address:
         client = Client(address)
         got = client.many(requests)
         metrics = client.metrics()
