@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from lmguide.gates import Entropy
 from lmguide.schedules import Progress
 from lmguide.step import guided_step
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from lmguide.guidance import Guidance
     from lmguide.vllm.plan import Law
 
 
@@ -170,21 +168,10 @@ def _buckets(logits: Tensor, batch: Sequence[Guided]) -> Iterable[list[int]]:
     buckets: dict[tuple[str, object], list[int]] = defaultdict(list)
     for place, guided in enumerate(batch):
         law = guided.law
-        moment = (guided.step, law.total) if _looks_at_progress(law.methods) else None
+        moment = (guided.step, law.total) if law.looks_at_progress else None
         buckets[law.key, moment].append(place)
     most = max(1, AT_A_TIME // logits.shape[1])
     for places in buckets.values():
-        apart = logits.device.type == "cpu" and not _reads(batch[places[0]].law)
+        apart = logits.device.type == "cpu" and not batch[places[0]].law.reads  # models read best all texts together
         count = most if apart else len(places)
         yield from (places[first : first + count] for first in range(0, len(places), count))
-
-
-def _reads(law: Law) -> bool:
-    """Whether models read the texts of some method, best those of all requests together."""
-    wires = (wire for wiring in law.wiring for wire in wiring.values())
-    return any(method.is_reward for method in law.methods) or not all(isinstance(wire, int) for wire in wires)
-
-
-def _looks_at_progress(methods: Iterable[Guidance]) -> bool:
-    """Whether some method may; of gates only that of entropy surely does not."""
-    return any(method.schedule is not None or not isinstance(method.when(), Entropy | None) for method in methods)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lmguide import contexts
+from lmguide.gates import Entropy
 from lmguide.guidance import Guidance
 from lmguide.sources.binding import bind
 from lmguide.sources.ids import pack
@@ -187,6 +189,13 @@ class Law:
     companions: int
     total: int | None
     reads: bool
+
+    @cached_property
+    def looks_at_progress(self) -> bool:
+        """Whether some method may look at how far the answer is; of gates only that of entropy surely does not."""
+        return any(
+            method.schedule is not None or not isinstance(method.when(), Entropy | None) for method in self.methods
+        )
 
 
 def row_arguments(
