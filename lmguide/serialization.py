@@ -214,12 +214,11 @@ def _build(cls: type[Any], data: Mapping[str, Any]) -> object:
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if not optional and field.name not in data:
             raise ValueError(f"{title}: expected a value for {field.name}, got none. Add the key {field.name!r}.")
-    hints = _hints(cls)  # type: ignore[arg-type]  # mypy takes classes for unhashable
+    hints = _hints(cls)
     return cls(**{key: _decode(hints[key], data[key], f"{title}.{key}") for key in data if key in fields})
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _read_hints(cls: type) -> dict[str, Any]:
     """Type hints by field.
 
     A name that only type checkers import is a container of the standard library, or else becomes a class that no JSON
@@ -232,6 +231,10 @@ def _hints(cls: type) -> dict[str, Any]:
         except NameError as error:
             name = str(error.name)
             unknown[name] = getattr(collections.abc, name, None) or type(name, (), {})
+
+
+_hints: Callable[[type], dict[str, Any]] = functools.cache(_read_hints)
+"""Read once for a class: a server decodes the same few for every request."""
 
 
 class _Mismatch(ValueError):

@@ -63,10 +63,10 @@ def refusal(config: Any, plan: Plan | None = None) -> str | None:
     if len(plan.companions) + 1 > sequences:
         count = len(plan.companions)
         return f"needs {count} companions, which do not fit into {sequences} sequences at a time. Raise --max-num-seqs."
-    if plan.behind and not runs_alone(config):
+    if plan.behind and (lacks := lacks_alone(config)):
         return (
-            "runs a suffix behind tokens that the scheduler must know, which takes prefix caching, no pipeline and "
-            "--no-async-scheduling. Use a negative prompt instead."
+            f"runs a suffix behind tokens that the scheduler must know, which takes {' and '.join(lacks)}. "
+            "Use a negative prompt instead."
         )
     asynchronous = config.scheduler_config.async_scheduling and not config.use_v2_model_runner
     if plan.reads and asynchronous and config.parallel_config.pipeline_parallel_size > 1:
@@ -104,14 +104,18 @@ def refusals(config: Any) -> list[str]:
     return [f"{what}. {cure}" for wrong, what, cure in checks if wrong]
 
 
-def runs_alone(config: Any) -> bool:
-    """Whether a conditional can sample without its companions and be asked again.
+def lacks_alone(config: Any) -> list[str]:
+    """What a server lacks for conditionals to sample without their companions and be asked again; empty if they can.
 
     The scheduler must hear of the worker's verdict before it plans the next step, and companions must find what they
     have computed before in the prefix cache.
     """
-    in_order = not config.scheduler_config.async_scheduling and config.parallel_config.pipeline_parallel_size == 1
-    return bool(in_order and config.cache_config.enable_prefix_caching)
+    checks = (
+        (config.scheduler_config.async_scheduling, "--no-async-scheduling"),
+        (config.parallel_config.pipeline_parallel_size > 1, "no pipeline"),
+        (not config.cache_config.enable_prefix_caching, "prefix caching"),
+    )
+    return [cure for lacking, cure in checks if lacking]
 
 
 def _check_request(request: Any, params: Any) -> None:

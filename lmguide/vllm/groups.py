@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vllm import SamplingParams
 from vllm.v1.request import Request, RequestStatus
 
-from lmguide.vllm.admission import refusal, runs_alone
+from lmguide.vllm.admission import lacks_alone, refusal
 from lmguide.vllm.plan import PLAN, SUFFIX, row_arguments
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def open_group(request: Any, plan: Plan, scheduler: Any) -> Group:
         room -= scheduler.block_size
     if room < 1:
         raise ValueError(f"prompts of {lengths} tokens leave no room for an answer. Shorten them.")
-    selective = not plan.companions or (runs_alone(scheduler.vllm_config) and (plan.selective or plan.behind))
+    selective = not plan.companions or ((plan.selective or plan.behind) and not lacks_alone(scheduler.vllm_config))
     params = copy.copy(request.sampling_params)  # siblings of n > 1 may share one
     kept = {key: value for key, value in (params.extra_args or {}).items() if key != PLAN}
     params.extra_args = {**kept, **row_arguments(request.request_id, 0, plan, room, alone=selective and plan.selective)}

@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from lmguide.vllm import patches, plugin
-from lmguide.vllm.admission import refusals, runs_alone
+from lmguide.vllm.admission import lacks_alone, refusals
 from lmguide.vllm.settings import check_guides, read_settings
 
 ENTRY_POINTS = {
@@ -67,11 +67,11 @@ def check_server(config: Any) -> str:
         tokenizer = None if model.skip_tokenizer_init else cached_tokenizer_from_config(model)
         check_guides(settings, tokenizer, model.get_vocab_size())
     runner = "V2" if config.use_v2_model_runner else "V1"
-    alone = "skip" if runs_alone(config) else "run"
-    if alone == "run" and config.scheduler_config.async_scheduling:
-        alone = "(without --no-async-scheduling) run"
+    lacks = lacks_alone(config)
+    alone = "run" if lacks else "skip"
+    cure = f", which {' and '.join(lacks)} would spare" if lacks else ""
     named = f"; guides: {', '.join(settings.guides)}" if settings.guides else ""
     return (
         f"guidance for each request on vLLM {patches.served_version()}, model runner {runner}; "
-        f"steps that a gate leaves alone {alone} the companion's forward pass{named}"
+        f"steps that a gate leaves alone {alone} the companion's forward pass{cure}{named}"
     )

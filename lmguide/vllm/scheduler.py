@@ -40,6 +40,7 @@ def guided(base: type[Any]) -> type[Any]:
             self.groups: dict[str, Group] = {}
             """By the id of every member."""
             self._heads: dict[str, Group] = {}
+            """By the id of the conditional."""
             self.refused: set[str] = set()
             self.counts: Counter[str] = Counter()
             self.total_counts: Counter[str] = Counter()

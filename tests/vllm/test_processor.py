@@ -104,17 +104,27 @@ def test_slots(processors: ModuleType) -> None:
     assert processor.guide_slots(logits, batch) is logits
 
 
-def test_slots_that_want_their_companions_are_run_again(processors: ModuleType) -> None:
+def test_slots_that_want_their_companions_are_run_again(
+    processors: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
     lengths = SimpleNamespace(np=np.array([4, 4, 4]))
     processor = processors.GuidanceProcessor(None, SimpleNamespace(prompt_len=lengths, device=torch.device("cpu")))
     for slot, group in enumerate("abc"):
         processor.add_request(slot, _params(group, 0))
     # Slot 0 samples; 1 is in the middle of what it had written before it was preempted; 2 is amid its prompt.
     batch = SimpleNamespace(idx_mapping_np=np.array([0, 1, 2]), seq_lens_cpu_upper_bound=torch.tensor([5, 6, 3]))
-    logits = torch.zeros(3, VOCAB)
-    assert processor.guide_slots(logits, batch) is logits
-    sampled, rejected = torch.tensor([1, 0, 0]), torch.zeros(3, dtype=torch.int64)
-    processor.withhold(sampled, rejected)
+
+    def sample(self: Any, hidden_states: Any, *_: Any) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        tokens = self.model.compute_logits(hidden_states).argmax(-1, keepdim=True)
+        return SimpleNamespace(sampled_token_ids=tokens), torch.tensor([1, 0, 0]), torch.tensor([0, 0, 0])
+
+    monkeypatch.setattr(GPUModelRunner, "sample", sample)
+    processors.patches._install_slots(lambda found: found)
+    model = type("Model", (), {"compute_logits": lambda self, states: states})()
+    runner = SimpleNamespace(model=model, sampler=SimpleNamespace(logits_processors=processor))
+    _, sampled, rejected = GPUModelRunner.sample(runner, torch.zeros(3, VOCAB), batch, None)
     assert (sampled.tolist(), rejected.tolist()) == ([0, 0, 0], [1, 0, 0])
 
 
