@@ -53,9 +53,12 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 def test_options_go_to_vllm(folder: Path, served: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["serve", str(folder), *OPTIONS, "--port", "8123", "--served-model-name", "m", "--no-async-scheduling"]
     assert main(words) == 0
-    (options,) = served
+    options = served[0]
     assert (options.model, options.port, options.served_model_name) == (str(folder), 8123, ["m"])
     line = "model runner V1; steps that a gate leaves alone skip the companion's forward pass\n"
+    assert line in capsys.readouterr().err
+    assert main([*words, "--no-enable-prefix-caching"]) == 0
+    line = "leaves alone run the companion's forward pass, which prefix caching would spare\n"
     assert line in capsys.readouterr().err
 
 
