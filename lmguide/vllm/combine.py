@@ -56,6 +56,8 @@ class Guided:
         companions: The rows of its companions, in their order; empty when it runs alone.
         step: Tokens of its answer that stand already.
         text: What it has written.
+        kept: Its own row `[V]` from the step in which it asked for its companions; `row` is then where one of them
+            draws in its place.
     """
 
     law: Law
@@ -63,6 +65,7 @@ class Guided:
     companions: tuple[int, ...]
     step: int
     text: Text | None = None
+    kept: Tensor | None = None
 
 
 class Readers(Protocol):
@@ -152,15 +155,23 @@ def _guide_bucket(logits: Tensor, batch: Sequence[Guided], readers: Readers | No
         torch.tensor([guided.law.strengths[index] for guided in batch], device=logits.device)
         for index in range(len(law.methods))
     ]
-    cond, progress = _laws(logits, rows), Progress(batch[0].step, law.total)
+    scores = _rows(logits, rows)
+    for place, guided in enumerate(batch):
+        if guided.kept is not None:
+            scores[place] = guided.kept
+    cond, progress = scores.log_softmax(-1), Progress(batch[0].step, law.total)
     # Renormalised, since a repetition penalty looks at the sign of what it is given.
     result = guided_step(cond, law.methods, strengths, fetch, progress, rewards=rewards)
     logits[rows] = result.scores
 
 
 def _laws(logits: Tensor, rows: Sequence[int]) -> Tensor:
+    return _rows(logits, rows).log_softmax(-1)
+
+
+def _rows(logits: Tensor, rows: Sequence[int]) -> Tensor:
     # `index_select` copies rows as such; indexing takes a CPU six times as long.
-    return logits.index_select(0, torch.tensor(rows, device=logits.device)).float().log_softmax(-1)
+    return logits.index_select(0, torch.tensor(rows, device=logits.device)).float()
 
 
 def _buckets(logits: Tensor, batch: Sequence[Guided]) -> Iterable[list[int]]:

@@ -1,11 +1,13 @@
 """A guided request and its hidden companions, as the engine core sees them, and how they are made.
 
-In every step either all members of a group sample or none does. `scheduler` sees to that.
+In every step either all members of a group sample or none does; `scheduler` sees to that. A conditional that has asked
+for its companions may be parked: the worker has its law, and what they draw in its place is its next token.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,17 @@ from lmguide.vllm.plan import PLAN, SUFFIX, row_arguments
 if TYPE_CHECKING:
     from lmguide.vllm.plan import Plan
     from lmguide.vllm.sharing import Kept
+
+DRAWING = ("temperature", "top_p", "top_k", "min_p")
+"""Sampling parameters that say how a token is drawn from its law."""
+ELSEWHERE = (
+    *DRAWING,
+    *("n", "stop", "stop_token_ids", "ignore_eos", "max_tokens", "extra_args"),
+    *("detokenize", "skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
+    *("output_kind", "stream_interval", "skip_clone", "output_text_buffer_length", "skip_reading_prefix_cache"),
+    *("_eos_token_id", "_all_stop_token_ids", "watermarking", "_watermarking_skipped"),
+)
+"""The same, and those that the worker does not look at when it samples."""
 
 
 @dataclass(eq=False)
@@ -33,6 +46,8 @@ class Group:
         fresh: Ids of members that entered beside vLLM's own admission and that the worker has not seen yet.
         made: How many companions there have been.
         ahead: Tokens of the conditional in the cache beyond those it counts: one, if its sample was thrown away.
+        parks: Whether companions can draw the conditional's token in its place.
+        parked: Whether they do: the conditional has nothing to compute until they have.
         kept: What companions have left of themselves, by their place.
     """
 
@@ -44,6 +59,8 @@ class Group:
     fresh: set[str] = field(default_factory=set)
     made: int = 0
     ahead: int = 0
+    parks: bool = False
+    parked: bool = False
     kept: dict[int, Kept] = field(default_factory=dict)
 
     @property
@@ -57,6 +74,16 @@ class Group:
         return [member for member in self.members if member.status != RequestStatus.RUNNING]
 
     @property
+    def due(self) -> int:
+        """Tokens that the conditional has to compute in the step in which the group samples."""
+        return 0 if self.parked else 1
+
+    @property
+    def speaker(self) -> Any:
+        """The member that draws the group's token."""
+        return self.companions[0] if self.parked else self.conditional
+
+    @property
     def is_open(self) -> bool:
         """Whether some but not all of those that are wanted run: nobody may take the places of the others."""
         if not self.wanted or not self.companions:
@@ -66,10 +93,39 @@ class Group:
         return 0 < len(self.missing) < len(self.members)
 
     @property
+    def kept_places(self) -> int:
+        """Rows of a batch that are kept for members that do not run yet."""
+        return len(self.missing) if self.is_open else int(self.parked and bool(self.missing))
+
+    @property
+    def more_places(self) -> int:
+        """Rows that companions take beyond the one of a conditional that runs alone, or lends it while it is parked."""
+        lends = self.parks and (self.parked or not self.wanted)
+        return len(self.plan.companions) - lends
+
+    @property
     def first(self) -> Any | None:
         """The member that opens the group by vLLM's own admission; `None` if all prompts are a single token."""
         candidates = self.companions if self.selective else self.members
         return next((member for member in candidates if member.num_tokens > 1), None)
+
+    def ask(self) -> None:
+        """Want companions for the sample that has been thrown away."""
+        self.wanted = True
+        if self.parks:
+            self.parked = True
+        else:
+            self._step_back()
+
+    def unpark(self) -> None:
+        """Let the conditional draw for itself again."""
+        if self.parked:
+            self.parked = False
+            self._step_back()
+
+    def _step_back(self) -> None:
+        self.conditional.num_computed_tokens -= 1
+        self.ahead = 1
 
     def make_companions(self) -> list[Any]:
         """New companions, up to the conditional's last token."""
@@ -77,7 +133,7 @@ class Group:
         for number, companion in enumerate(self.plan.companions, 1):
             ids = list(companion.ids)
             ids = [*head.all_token_ids, *ids] if companion.behind else [*ids, *head.output_token_ids]
-            self.companions.append(_companion(head, ids, number, self.made))
+            self.companions.append(_companion(head, ids, number, self.made, draws=self.parked))
         self.made += 1
         return self.companions
 
@@ -116,10 +172,29 @@ def open_group(request: Any, plan: Plan, scheduler: Any) -> Group:
     selective = not plan.companions or ((plan.selective or plan.behind) and not lacks_alone(scheduler.vllm_config))
     params = copy.copy(request.sampling_params)  # siblings of n > 1 may share one
     kept = {key: value for key, value in (params.extra_args or {}).items() if key != PLAN}
-    params.extra_args = {**kept, **row_arguments(request.request_id, 0, plan, room, alone=selective and plan.selective)}
+    alone = selective and plan.selective
+    parks = alone and bool(plan.companions) and not kept and draws_by_law(params) and _samples_rows(scheduler)
+    params.extra_args = {**kept, **row_arguments(request.request_id, 0, plan, room, alone, parks)}
     params.max_tokens = request.max_tokens = room
     request.sampling_params = params
-    return Group(request, plan, selective, wanted=not (selective and plan.selective))
+    return Group(request, plan, selective, wanted=not alone, parks=parks)
+
+
+def draws_by_law(params: Any) -> bool:
+    """Whether a token depends on nothing but its law: no seed, penalty, grammar or log-probability of the request."""
+    return all(name in ELSEWHERE or getattr(params, name) == value for name, value in _unset().items())
+
+
+def _samples_rows(scheduler: Any) -> bool:
+    """Whether workers sample each row by itself, with tokens that the runner lets us put down for another request."""
+    return not scheduler.use_v2_model_runner and scheduler.vllm_config.watermark_config is None
+
+
+@functools.cache
+def _unset() -> dict[str, Any]:
+    """Sampling parameters as they are where a request does not set them."""
+    params = SamplingParams()
+    return {name: getattr(params, name) for name in params.__struct_fields__}
 
 
 def total_blocks(scheduler: Any) -> int:
@@ -146,10 +221,11 @@ def caches(scheduler: Any) -> Any:
     return scheduler.kv_cache_manager.coordinator.single_type_managers
 
 
-def _companion(head: Any, ids: list[int], number: int, generation: int) -> Any:
-    """A request that runs until it is told to stop; its own parameters change nothing, its tokens are the head's."""
+def _companion(head: Any, ids: list[int], number: int, generation: int, draws: bool) -> Any:
+    """A request that runs until it is told to stop; its tokens are the head's, which it may draw in its place."""
+    given = {name: getattr(head.sampling_params, name) for name in DRAWING} if draws else {"temperature": 0.0}
     params = SamplingParams(
-        temperature=0.0,
+        **given,
         max_tokens=head.max_tokens,
         ignore_eos=True,
         detokenize=False,

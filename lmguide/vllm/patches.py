@@ -256,6 +256,7 @@ def _install_rows(ours: Callable[[Any], Any]) -> None:
         state = self.execute_model_state
         processor = None if state is None else ours(self.input_batch.logitsprocs.argmax_invariant)
         if processor is not None and state.logits is not None:
+            processor.keep(self.requests)
             # With async scheduling the last tokens may be on their way to the host still.
             self.input_batch.update_async_output_token_ids()
             # Before the grammar's mask, which belongs on the combination; in float32, as sampling would have it anyway.
@@ -282,7 +283,12 @@ def _install_rows(ours: Callable[[Any], Any]) -> None:
     @functools.wraps(bookkeeping)
     def sparing_bookkeeping(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _spared_generators(self):
-            return bookkeeping(self, *args, **kwargs)
+            result = bookkeeping(self, *args, **kwargs)
+        processor = ours(self.input_batch.logitsprocs.argmax_invariant)
+        for row, request in () if processor is None else processor.drawn:
+            # The request had no row, so nobody else puts down its token.
+            self.requests[request].output_token_ids.extend(result[_SAMPLED][row])
+        return result
 
     @functools.wraps(make_metadata)
     def telling_metadata(self: Any) -> Any:
@@ -297,6 +303,10 @@ def _install_rows(ours: Callable[[Any], Any]) -> None:
     GPUModelRunner.sample_tokens = guided_sample_tokens
     GPUModelRunner._sample = copying_sample
     GPUModelRunner._bookkeeping_sync = sparing_bookkeeping
+
+
+_SAMPLED = 3
+"""Place of the sampled tokens in what `_bookkeeping_sync` returns."""
 
 
 @contextmanager

@@ -160,12 +160,14 @@ class Row:
         number: 0 for the conditional, then its companions.
         law: How the conditional is combined with its companions; `None` for those.
         alone: Whether the conditional may be run without them.
+        parks: Whether its law is to be kept when it asks for them: they come back without it.
     """
 
     group: str
     number: int
     law: Law | None = None
     alone: bool = False
+    parks: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,12 +201,17 @@ class Law:
 
 
 def row_arguments(
-    group: str, number: int, plan: Plan | None = None, total: int | None = None, alone: bool = False
+    group: str,
+    number: int,
+    plan: Plan | None = None,
+    total: int | None = None,
+    alone: bool = False,
+    parks: bool = False,
 ) -> dict[str, Any]:
     """A row as private arguments of a request; the conditional's carries its plan."""
     row: dict[str, Any] = {"group": group, "number": number}
     if plan is not None:
-        row |= {"methods": plan.methods, "wiring": plan.wiring, "total": total, "alone": alone}
+        row |= {"methods": plan.methods, "wiring": plan.wiring, "total": total, "alone": alone, "parks": parks}
     return {ROW: row}
 
 
@@ -228,7 +235,7 @@ def read_row(arguments: Mapping[str, Any] | None) -> Row | None:
         total=data["total"],
         reads=any(map(reads, methods)),
     )
-    return Row(data["group"], data["number"], law, data["alone"])
+    return Row(data["group"], data["number"], law, data["alone"], data["parks"])
 
 
 def _builder(prompt: Sequence[int] | None, served: Served) -> RowBuilder:

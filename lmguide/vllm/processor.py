@@ -8,6 +8,7 @@ called: so `apply` has nothing left to do.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -21,7 +22,7 @@ from lmguide.vllm.plan import read_row
 from lmguide.vllm.rewards import Rewards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from torch import Tensor
 
@@ -49,6 +50,9 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
         """Rows of conditionals that ran alone and need their companions."""
         self.faulty: list[int] = []
         """Rows with a fault and without companions, of which no token may come."""
+        self.drawn: list[tuple[int, str]] = []
+        """Rows of companions that draw for a parked conditional, and its request."""
+        self._parked: dict[str, combine.Guided] = {}
         self._copies: list[tuple[int, int]] = []
         self._spoilt: list[int] = []
         patches.install_worker(GuidanceProcessor, slots=self.states is not None)
@@ -138,6 +142,10 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
             sampled[companion] = (sampled[companion] - 1).abs()
         self._copies, self._spoilt = [], []
 
+    def keep(self, requests: Collection[str]) -> None:
+        """Forget the parked conditionals that are not among these requests."""
+        self._parked = {request: guided for request, guided in self._parked.items() if request in requests}
+
     def withhold(self, sampled: Tensor, rejected: Tensor) -> None:
         """V2: let no token come of rows that need their companions or have a fault, as of a chunk amid a prompt.
 
@@ -154,37 +162,53 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
         return len(self.seats[row][2])
 
     def _guide(self, logits: Tensor, seats: Iterable[tuple[int, Seat]], answered: Callable[[int], int]) -> Tensor:
-        self.wanting, self.faulty, self._copies, self._spoilt = [], [], [], []
+        self.wanting, self.faulty, self.drawn, self._copies, self._spoilt = [], [], [], [], []
         members: dict[str, dict[int, int]] = {}
         heads: list[tuple[int, Row, Law, combine.Text]] = []
         for row, (seat, prompt, answer) in seats:
             members.setdefault(seat.group, {})[seat.number] = row
             if seat.law is not None and answered(row) >= 0:
                 heads.append((row, seat, seat.law, combine.Text(seat.group, prompt, answer)))
-        full, alone = [], []
+        full, alone = [], {}
         self.rewards.see(text for *_, text in heads)
         for row, seat, law, text in heads:
-            found = members[seat.group]
-            companions = tuple(found[number] for number in range(1, law.companions + 1) if number in found)
-            if len(companions) == law.companions:
+            self._parked.pop(seat.group, None)
+            if (companions := _companions(law, members[seat.group])) is not None:
                 full.append(combine.Guided(law, row, companions, answered(row), text))
             elif seat.alone:
-                alone.append(combine.Guided(law, row, (), answered(row)))
-        if not full and not alone:
-            return logits
+                alone[row] = seat, combine.Guided(law, row, (), answered(row))
+        for request, guided in self._parked.items():
+            if companions := _companions(guided.law, members.get(request, {})):
+                full.append(replace(guided, row=companions[0], companions=companions))
+                self.drawn.append((companions[0], request))
         if alone:
-            self.wanting = [g.row for g, wants in zip(alone, combine.wanting(logits, alone), strict=True) if wants]
+            self._ask(logits, alone)
         if full:
             logits = logits.float()
             for guided, fault in zip(full, combine.guide(logits, full, self.rewards), strict=True):
                 self._copies += [(guided.row, companion) for companion in guided.companions]
                 if fault is not None:
                     logger.error("lmguide: a fault in guidance fails its request", exc_info=fault)
-                    if guided.companions:
+                    if guided.companions and guided.kept is None:
                         self._spoilt.append(guided.companions[0])
                     else:
                         self.faulty.append(guided.row)
         return logits
+
+    def _ask(self, logits: Tensor, alone: Mapping[int, tuple[Row, combine.Guided]]) -> None:
+        """See which of the rows without companions want them, and keep those of conditionals that will be parked."""
+        batch = [guided for _, guided in alone.values()]
+        self.wanting = [each.row for each, wants in zip(batch, combine.wanting(logits, batch), strict=True) if wants]
+        for row in self.wanting:
+            seat, guided = alone[row]
+            if seat.parks:
+                self._parked[seat.group] = replace(guided, kept=logits[row].clone())
+
+
+def _companions(law: Law, rows: Mapping[int, int]) -> tuple[int, ...] | None:
+    """The rows of a law's companions, if all are there."""
+    numbers = range(1, law.companions + 1)
+    return tuple(rows[number] for number in numbers) if all(number in rows for number in numbers) else None
 
 
 def _seat(params: Any, prompt: list[int] | None, answer: list[int]) -> Seat | None:

@@ -34,6 +34,7 @@ def guided(base: type[Any]) -> type[Any]:
 
     class GuidedScheduler(base):  # type: ignore[misc]
         max_num_active_reqs: int
+        max_num_running_reqs: int
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
@@ -148,18 +149,18 @@ def guided(base: type[Any]) -> type[Any]:
         def schedule(self, *args: Any, **kwargs: Any) -> Any:
             if not self.groups:
                 return super().schedule(*args, **kwargs)
-            seats: int = self.max_num_active_reqs
+            limits = self.max_num_active_reqs, self.max_num_running_reqs
             self.step.prepare()
             try:
                 output = super().schedule(*args, **kwargs)
             finally:
-                self.max_num_active_reqs = seats
+                self.max_num_active_reqs, self.max_num_running_reqs = limits
             self._introduce(output)
             self._check(output)
             self.step.note(output)
             # Read when the step comes back, when later ones may have been scheduled already.
             output.lmguide_sampling = {
-                group.conditional.request_id for group in self.each_group() if not group.conditional.is_prefill_chunk
+                group.conditional.request_id for group in self.each_group() if not group.speaker.is_prefill_chunk
             }
             return output
 
@@ -192,7 +193,7 @@ def guided(base: type[Any]) -> type[Any]:
                     continue
                 samples = {
                     member.request_id in output.num_scheduled_tokens and not member.is_prefill_chunk
-                    for member in group.members
+                    for member in (group.companions if group.parked else group.members)
                 }
                 if len(samples) > 1:
                     self.count("lockstep_errors")
@@ -215,7 +216,7 @@ def guided(base: type[Any]) -> type[Any]:
                 return
             self.step.released.discard(group.conditional.request_id)
             if request is group.conditional:
-                group.ahead = 0
+                group.ahead, group.parked = 0, False
                 sharing.drop(self, group)
             if request.request_id in group.fresh:  # the worker has never seen it
                 group.fresh.discard(request.request_id)
@@ -252,6 +253,7 @@ def guided(base: type[Any]) -> type[Any]:
             if not self.groups:
                 return super().update_from_output(scheduler_output, model_runner_output)
             sampling: set[str] = getattr(scheduler_output, "lmguide_sampling", set())
+            self._hand_over(scheduler_output.num_scheduled_tokens, sampling, model_runner_output)
             spent = self._judge(scheduler_output.num_scheduled_tokens, sampling, model_runner_output)
             results = super().update_from_output(scheduler_output, model_runner_output)
             self._bury()
@@ -260,10 +262,10 @@ def guided(base: type[Any]) -> type[Any]:
                     sharing.keep(self, group)
                     self.dismiss_companions(group)
                     group.wanted = not group.plan.selective
-                    group.ahead = 0
+                    group.ahead, group.parked = 0, False
             for group in self.each_group():
                 head = group.conditional
-                ready = head.status == RequestStatus.RUNNING and left(head) == 1
+                ready = head.status == RequestStatus.RUNNING and left(head) == group.due
                 if group.selective and group.wanted and not group.companions and ready:
                     self._bring_companions(group)
             for outputs in results.values():
@@ -271,6 +273,18 @@ def guided(base: type[Any]) -> type[Any]:
                 if outputs.finished_requests:
                     outputs.finished_requests = {n for n in outputs.finished_requests if not is_companion(n)}
             return results
+
+        def _hand_over(self, scheduled: Any, sampling: set[str], model_output: Any) -> None:
+            """Let the token that a companion drew for its parked conditional be that one's, as if it had run itself."""
+            for group in self.each_group():
+                head, speaker = group.conditional, group.speaker
+                if speaker is head or head.request_id not in sampling or speaker.request_id not in scheduled:
+                    continue
+                tokens = scheduled.pop(speaker.request_id)
+                scheduled[head.request_id] = tokens
+                model_output.req_id_to_index[head.request_id] = model_output.req_id_to_index[speaker.request_id]
+                speaker.num_in_flight_tokens -= tokens
+                head.num_in_flight_tokens += tokens
 
         def _judge(self, scheduled: Any, sampling: set[str], model_output: Any) -> list[Group]:
             """Compare the tokens of each group, and note who asked for companions; returns groups that had theirs."""
@@ -290,16 +304,16 @@ def guided(base: type[Any]) -> type[Any]:
                         self._fail(group, "a fault in guidance")
                     else:
                         self.count("retried_steps")
-                        group.wanted = True
-                        head.num_computed_tokens -= 1
-                        group.ahead = 1
+                        group.ask()
                     continue
                 if not drawn:
+                    if group.parked:
+                        self._fail(group, "a fault in guidance")
                     continue
                 copies = [list(tokens[index[c.request_id]]) for c in group.companions if c.request_id in scheduled]
                 if any(drawn != copy for copy in copies):
                     self._fail(group, "a fault in guidance", drawn, copies)
-                if group.selective and copies:
+                if group.selective and (copies or group.parked):
                     spent.append(group)
             return spent
 

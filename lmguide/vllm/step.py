@@ -50,11 +50,13 @@ class Step:
         self._promised = 0
         self._share = FIRST_SHARE
         self._alone = self._most = self._have = 0
+        self._limits = 0, 0
 
     def prepare(self) -> None:
         """Plan the step; called before vLLM's own planning."""
         self.released.clear()
         self._preempted = self._closed = False
+        self._limits = self.scheduler.max_num_active_reqs, self.scheduler.max_num_running_reqs
         if self._stalled:
             self._make_room()
         self._order()
@@ -160,6 +162,7 @@ class Step:
             # The conditional keeps its cache and will ask again.
             scheduler.dismiss_companions(group)
             group.wanted = not group.plan.selective
+            group.unpark()
         else:
             self.preempt(group)
 
@@ -185,14 +188,20 @@ class Step:
 
     # ----------------------------------------------------------------------------------------------------- admission
     def _count_places(self) -> None:
-        groups = list(self.scheduler.each_group())
-        self._promised = sum(len(group.missing) for group in groups if group.is_open)
+        scheduler = self.scheduler
+        groups = list(scheduler.each_group())
+        self._promised = sum(group.kept_places for group in groups)
         alone = [group for group in groups if group.selective and group.conditional.status == RequestStatus.RUNNING]
-        companions = [len(group.plan.companions) for group in alone]
-        self._alone, self._most = sum(companions), max(companions, default=0)
-        self._have = sum(member.status == RequestStatus.RUNNING for group in alone for member in group.companions)
-        if self._preempted:
-            self.scheduler.max_num_active_reqs = 0  # ends vLLM's loop over the waiting requests before it begins
+        places = [group.more_places for group in alone]
+        self._alone, self._most = sum(places), max(places, default=0)
+        running = (sum(m.status == RequestStatus.RUNNING for m in group.companions) - group.parked for group in alone)
+        self._have = sum(max(0, more) for more in running)
+        # Conditionals that are parked run, as far as vLLM knows, but have no row in the batch.
+        parked = sum(group.parked for group in groups)
+        active, running_limit = self._limits
+        scheduler.max_num_running_reqs = running_limit + parked
+        # 0 ends vLLM's loop over the waiting requests before it begins.
+        scheduler.max_num_active_reqs = 0 if self._preempted else active + parked
 
     def _watch(self) -> None:
         """Follow how many of the requests that can run alone ask for their companions."""
@@ -235,14 +244,15 @@ class Step:
         if request is not group.first or self._closed or not ready:
             return False
         missing = group.missing
-        if self._free() < len(missing) or not self._fits(missing):
+        kept = group.kept_places
+        if self._free() + kept < len(missing) or not self._fits(missing):
             self._close(True)
             return False
-        self._promised += len(missing) - 1
+        self._promised += len(missing) - 1 - kept
         return True
 
     def _admits_alone(self, group: Group | None) -> bool:
-        more = 0 if group is None else len(group.plan.companions)
+        more = 0 if group is None else group.more_places
         if self._closed or self._free() - self._reserved(more) < 1:
             self._close(True)
             return False
@@ -286,16 +296,17 @@ class Step:
             running = [member for member in group.members if member not in missing]
             if not running and scheduler.pause_state != PauseState.UNPAUSED:
                 continue
-            if not all(left(member) == 1 for member in running) or not self._may_join(group, missing):
+            ready = all(left(member) == (group.due if member is group.conditional else 1) for member in running)
+            if not ready or not self._may_join(group, missing):
                 continue
-            places = self._free() + (len(missing) if group.is_open else 0)
+            kept = group.kept_places
+            places = self._free() + kept
             blocks = sum(sharing.needed_blocks(scheduler, group, member) for member in missing)
             if places < len(missing) or blocks > spare or not self._loras_fit(missing):
                 continue
-            promised = len(missing) if group.is_open else 0
             for member in missing:
                 self._let_in(group, member)
-            self._promised -= promised
+            self._promised -= kept
             spare -= blocks
             entered = True
         if entered:
@@ -367,10 +378,10 @@ class Step:
 
 
 def _ready(group: Group) -> bool:
-    """Whether all members run and the conditional has one token left, its companions few."""
+    """Whether all members run, the conditional with the token that is due left, its companions with few."""
     if not group.wanted or not group.companions or group.missing:
         return False
-    return left(group.conditional) == 1 and all(left(companion) <= CATCH_UP for companion in group.companions)
+    return left(group.conditional) == group.due and all(left(companion) <= CATCH_UP for companion in group.companions)
 
 
 def _unblocked(group: Group) -> bool:
