@@ -44,11 +44,11 @@ def promote(*sources: Tensor) -> list[Tensor]:
     return [source.to(dtype) for source in sources]
 
 
-def entropy(logp: Tensor) -> Tensor:
-    """Entropy ``H(p) = -Σ_v p(v) log p(v)`` in nats, with ``0 log 0 = 0``.
+def entropy(scores: Tensor) -> Tensor:
+    """Entropy ``H(p) = -Σ_v p(v) log p(v)`` of ``p = softmax(scores)`` in nats, with ``0 log 0 = 0``.
 
     Args:
-        logp: log-probs ``[..., V]``; ``-inf`` where a token cannot follow.
+        scores: log-probs ``[..., V]``, or logits; ``-inf`` where a token cannot follow.
 
     Returns:
         ``[...]`` in ``[0, log V]``; 0 for a row that is ``-inf`` everywhere.
@@ -57,10 +57,14 @@ def entropy(logp: Tensor) -> Tensor:
         >>> entropy(torch.tensor([0.5, 0.5, 0.0]).log())
         tensor(0.6931)
     """
-    (logp,) = promote(logp)
-    # 0 times the lowest finite number is 0; two passes over the vocabulary less than filling a mask.
-    # `exp2` takes a CPU half the time of `exp`, with the multiplication.
-    return -((logp * _LOG2_E).exp2_() * logp.clamp_min(torch.finfo(logp.dtype).min)).sum(-1)
+    (scores,) = promote(scores)
+    lowest = torch.finfo(scores.dtype).min
+    # With x_v = s_v - max s and Z = Σ exp x_v: H = log Z - Σ exp(x_v) x_v / Z. 0 times the lowest finite number is 0; two
+    # passes over the vocabulary less than filling a mask. `exp2` takes a CPU half the time of `exp`, with the product.
+    shifted = (scores - scores.amax(-1, keepdim=True).clamp_min(lowest)).clamp_min_(lowest)
+    weights = (shifted * _LOG2_E).exp2_()
+    total = weights.sum(-1)
+    return (total.log() - (weights * shifted).sum(-1) / total).masked_fill(total == 0, 0.0)
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:

@@ -116,7 +116,9 @@ def wanting(logits: Tensor, batch: Sequence[Guided]) -> list[bool]:
     answers = [False] * len(batch)
     for places in _buckets(logits, batch):
         first = batch[places[0]]
-        cond = _laws(logits, [batch[place].row for place in places])
+        cond = _rows(logits, [batch[place].row for place in places])
+        if first.law.looks_at_progress:  # other gates than that of entropy may want log-probabilities
+            cond = cond.log_softmax(-1)
         progress = Progress(first.step, first.law.total)
         opened = torch.zeros(len(places), dtype=torch.bool, device=logits.device)
         for method in first.law.methods:

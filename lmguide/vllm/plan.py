@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -211,7 +211,7 @@ def row_arguments(
     """A row as private arguments of a request; the conditional's carries its plan."""
     row: dict[str, Any] = {"group": group, "number": number}
     if plan is not None:
-        row |= {"methods": plan.methods, "wiring": plan.wiring, "total": total, "alone": alone, "parks": parks}
+        row |= {"law": json.dumps([plan.methods, plan.wiring, total]), "alone": alone, "parks": parks}
     return {ROW: row}
 
 
@@ -220,22 +220,27 @@ def read_row(arguments: Mapping[str, Any] | None) -> Row | None:
     data = (arguments or {}).get(ROW)
     if data is None:
         return None
-    if "methods" not in data:
+    if "law" not in data:
         return Row(data["group"], data["number"])
-    methods = tuple(Guidance.from_dict(method) for method in data["methods"])
-    described = zip(data["methods"], methods, strict=True)
-    plain = [{k: v for k, v in fields.items() if k != method.strength_field} for fields, method in described]
-    wiring = tuple(data["wiring"])
-    law = Law(
+    return Row(data["group"], data["number"], _read_law(data["law"]), data["alone"], data["parks"])
+
+
+@lru_cache(4096)  # a row is read again whenever its request comes back into the batch
+def _read_law(text: str) -> Law:
+    described, wiring, total = json.loads(text)
+    methods = tuple(map(Guidance.from_dict, described))
+    pairs = zip(described, methods, strict=True)
+    plain = [{k: v for k, v in fields.items() if k != method.strength_field} for fields, method in pairs]
+    wires = [wire for names in wiring for wire in names.values() if isinstance(wire, int)]
+    return Law(
         methods=methods,
-        wiring=wiring,
+        wiring=tuple(wiring),
         strengths=tuple(float(getattr(method, method.strength_field)) for method in methods),
-        key=json.dumps([plain, data["wiring"]], sort_keys=True),
-        companions=1 + max((wire for names in wiring for wire in names.values() if isinstance(wire, int)), default=-1),
-        total=data["total"],
+        key=json.dumps([plain, wiring], sort_keys=True),
+        companions=1 + max(wires, default=-1),
+        total=total,
         reads=any(map(reads, methods)),
     )
-    return Row(data["group"], data["number"], law, data["alone"], data["parks"])
 
 
 def _builder(prompt: Sequence[int] | None, served: Served) -> RowBuilder:

@@ -53,6 +53,7 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
         self.drawn: list[tuple[int, str]] = []
         """Rows of companions that draw for a parked conditional, and its request."""
         self._parked: dict[str, combine.Guided] = {}
+        """Conditionals without a row, by their request."""
         self._copies: list[tuple[int, int]] = []
         self._spoilt: list[int] = []
         patches.install_worker(GuidanceProcessor, slots=self.states is not None)
@@ -144,7 +145,7 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
 
     def keep(self, requests: Collection[str]) -> None:
         """Forget the parked conditionals that are not among these requests."""
-        self._parked = {request: guided for request, guided in self._parked.items() if request in requests}
+        self._parked = {request: parked for request, parked in self._parked.items() if request in requests}
 
     def withhold(self, sampled: Tensor, rejected: Tensor) -> None:
         """V2: let no token come of rows that need their companions or have a fault, as of a chunk amid a prompt.
