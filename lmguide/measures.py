@@ -59,12 +59,13 @@ def entropy(scores: Tensor) -> Tensor:
     """
     (scores,) = promote(scores)
     lowest = torch.finfo(scores.dtype).min
-    # With x_v = s_v - max s and Z = Σ exp x_v: H = log Z - Σ exp(x_v) x_v / Z. 0 times the lowest finite number is 0; two
-    # passes over the vocabulary less than filling a mask. `exp2` takes a CPU half the time of `exp`, with the product.
-    shifted = (scores - scores.amax(-1, keepdim=True).clamp_min(lowest)).clamp_min_(lowest)
-    weights = (shifted * _LOG2_E).exp2_()
-    total = weights.sum(-1)
-    return (total.log() - (weights * shifted).sum(-1) / total).masked_fill(total == 0, 0.0)
+    # In bits, since `exp2` takes a CPU half the time of `exp`: x_v = (s_v - max s) log2 e, Z = Σ 2^x_v, and
+    # H = log2 Z - Σ 2^x_v x_v / Z. 0 times the lowest finite number is 0; filling a mask would be two passes more.
+    top = scores.amax(-1, keepdim=True).clamp_min(lowest / 2)  # finite, and in bits too
+    bits = torch.add(top * -_LOG2_E, scores, alpha=_LOG2_E).clamp_min_(lowest)
+    weights = bits.exp2()
+    total = weights.sum(-1).clamp_min(1.0)  # less only if nothing can follow
+    return torch.addcdiv(total.log2(), (weights * bits).sum(-1), total, value=-1.0) * math.log(2.0)
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def wanting(logits: Tensor, batch: Sequence[Guided]) -> list[bool]:
     """Which of the conditionals that run alone need their companions at this step.
 
     Args:
-        logits: `[rows, V]`.
+        logits: `[rows, V]`, float32.
         batch: The conditionals without companions; every method of theirs has a gate that the conditional can close.
     """
     answers = [False] * len(batch)
@@ -157,14 +157,14 @@ def _guide_bucket(logits: Tensor, batch: Sequence[Guided], readers: Readers | No
         torch.tensor([guided.law.strengths[index] for guided in batch], device=logits.device)
         for index in range(len(law.methods))
     ]
+    kept = [guided.kept for guided in batch]
     scores = _rows(logits, rows)
-    for place, guided in enumerate(batch):
-        if guided.kept is not None:
-            scores[place] = guided.kept
+    if any(row is not None for row in kept):
+        scores = torch.stack([own if row is None else row for own, row in zip(scores, kept, strict=True)])
     cond, progress = scores.log_softmax(-1), Progress(batch[0].step, law.total)
     # Renormalised, since a repetition penalty looks at the sign of what it is given.
     result = guided_step(cond, law.methods, strengths, fetch, progress, rewards=rewards)
-    logits[rows] = result.scores
+    logits.index_copy_(0, torch.tensor(rows, device=logits.device), result.scores)
 
 
 def _laws(logits: Tensor, rows: Sequence[int]) -> Tensor:
@@ -172,8 +172,12 @@ def _laws(logits: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def _rows(logits: Tensor, rows: Sequence[int]) -> Tensor:
+    """Rows of the logits, to be read only: neighbours are not copied."""
+    first, last = rows[0], rows[-1] + 1
+    if list(rows) == list(range(first, last)):
+        return logits[first:last]
     # `index_select` copies rows as such; indexing takes a CPU six times as long.
-    return logits.index_select(0, torch.tensor(rows, device=logits.device)).float()
+    return logits.index_select(0, torch.tensor(rows, device=logits.device))
 
 
 def _buckets(logits: Tensor, batch: Sequence[Guided]) -> Iterable[list[int]]:

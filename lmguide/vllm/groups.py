@@ -174,7 +174,8 @@ def open_group(request: Any, plan: Plan, scheduler: Any) -> Group:
     kept = {key: value for key, value in (params.extra_args or {}).items() if key != PLAN}
     alone = selective and plan.selective
     parks = alone and bool(plan.companions) and not kept and draws_by_law(params) and _samples_rows(scheduler)
-    params.extra_args = {**kept, **row_arguments(request.request_id, 0, plan, room, alone, parks)}
+    flags = {"alone": alone, "parks": parks, "signed": params.repetition_penalty != 1}
+    params.extra_args = {**kept, **row_arguments(request.request_id, 0, plan, room, **flags)}
     params.max_tokens = request.max_tokens = room
     request.sampling_params = params
     return Group(request, plan, selective, wanted=not alone, parks=parks)

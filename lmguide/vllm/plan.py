@@ -161,6 +161,8 @@ class Row:
         law: How the conditional is combined with its companions; `None` for those.
         alone: Whether the conditional may be run without them.
         parks: Whether its law is to be kept when it asks for them: they come back without it.
+        signed: Whether what comes after guidance looks at the sign of scores, as a repetition penalty does: then they
+            are log-probabilities on every step, guided or not.
     """
 
     group: str
@@ -168,6 +170,7 @@ class Row:
     law: Law | None = None
     alone: bool = False
     parks: bool = False
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,13 +208,12 @@ def row_arguments(
     number: int,
     plan: Plan | None = None,
     total: int | None = None,
-    alone: bool = False,
-    parks: bool = False,
+    **flags: bool,
 ) -> dict[str, Any]:
-    """A row as private arguments of a request; the conditional's carries its plan."""
-    row: dict[str, Any] = {"group": group, "number": number}
+    """A row as private arguments of a request; the conditional's carries its plan and the flags of a `Row`."""
+    row: dict[str, Any] = {"group": group, "number": number, **flags}
     if plan is not None:
-        row |= {"law": json.dumps([plan.methods, plan.wiring, total]), "alone": alone, "parks": parks}
+        row["law"] = json.dumps([plan.methods, plan.wiring, total])
     return {ROW: row}
 
 
@@ -220,9 +222,7 @@ def read_row(arguments: Mapping[str, Any] | None) -> Row | None:
     data = (arguments or {}).get(ROW)
     if data is None:
         return None
-    if "law" not in data:
-        return Row(data["group"], data["number"])
-    return Row(data["group"], data["number"], _read_law(data["law"]), data["alone"], data["parks"])
+    return Row(**{**data, "law": _read_law(data["law"]) if "law" in data else None})
 
 
 @lru_cache(4096)  # a row is read again whenever its request comes back into the batch

@@ -95,7 +95,7 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
 
     def guide_rows(self, logits: Tensor) -> Tensor:
         """V1: combine the guided rows of `[rows, V]`."""
-        return self._guide(logits, ((row, seat) for row, seat in self.seats.items()), self._answered)
+        return self._guide(logits, sorted(self.seats.items(), key=lambda item: item[0]), self._answered)
 
     def guide_slots(self, logits: Tensor, batch: Any) -> Tensor:
         """V2: the same, where row `i` belongs to slot `batch.idx_mapping_np[i]`."""
@@ -182,10 +182,11 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
             if companions := _companions(guided.law, members.get(request, {})):
                 full.append(replace(guided, row=companions[0], companions=companions))
                 self.drawn.append((companions[0], request))
+        if full or alone:
+            logits = logits.float()
         if alone:
             self._ask(logits, alone)
         if full:
-            logits = logits.float()
             for guided, fault in zip(full, combine.guide(logits, full, self.rewards), strict=True):
                 self._copies += [(guided.row, companion) for companion in guided.companions]
                 if fault is not None:
@@ -197,13 +198,21 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
         return logits
 
     def _ask(self, logits: Tensor, alone: Mapping[int, tuple[Row, combine.Guided]]) -> None:
-        """See which of the rows without companions want them, and keep those of conditionals that will be parked."""
+        """See which of the rows without companions want them, and keep those of conditionals that will be parked.
+
+        Args:
+            logits: `[rows, V]`, float32; rows on which nothing is done may become log-probabilities, in place.
+            alone: By row, who sits there and its step.
+        """
         batch = [guided for _, guided in alone.values()]
         self.wanting = [each.row for each, wants in zip(batch, combine.wanting(logits, batch), strict=True) if wants]
         for row in self.wanting:
             seat, guided = alone[row]
             if seat.parks:
                 self._parked[seat.group] = replace(guided, kept=logits[row].clone())
+        for row, (seat, _) in alone.items():
+            if seat.signed and row not in self.wanting:
+                logits[row] = logits[row].log_softmax(-1)
 
 
 def _companions(law: Law, rows: Mapping[int, int]) -> tuple[int, ...] | None:

@@ -188,20 +188,21 @@ class Step:
 
     # ----------------------------------------------------------------------------------------------------- admission
     def _count_places(self) -> None:
-        scheduler = self.scheduler
-        groups = list(scheduler.each_group())
-        self._promised = sum(group.kept_places for group in groups)
-        alone = [group for group in groups if group.selective and group.conditional.status == RequestStatus.RUNNING]
-        places = [group.more_places for group in alone]
-        self._alone, self._most = sum(places), max(places, default=0)
-        running = (sum(m.status == RequestStatus.RUNNING for m in group.companions) - group.parked for group in alone)
-        self._have = sum(max(0, more) for more in running)
-        # Conditionals that are parked run, as far as vLLM knows, but have no row in the batch.
-        parked = sum(group.parked for group in groups)
-        active, running_limit = self._limits
-        scheduler.max_num_running_reqs = running_limit + parked
-        # 0 ends vLLM's loop over the waiting requests before it begins.
-        scheduler.max_num_active_reqs = 0 if self._preempted else active + parked
+        self._promised = self._alone = self._most = self._have = parked = 0
+        for group in self.scheduler.each_group():
+            if group.wanted:
+                self._promised += group.kept_places
+                parked += group.parked
+            if group.selective and group.conditional.status == RequestStatus.RUNNING:
+                running = sum(companion.status == RequestStatus.RUNNING for companion in group.companions)
+                self._have += max(0, running - group.parked)
+                self._alone += group.more_places
+                self._most = max(self._most, group.more_places)
+        # Conditionals that are parked run, as far as vLLM knows, but have no row in the batch; a limit of 0 ends vLLM's
+        # loop over the waiting requests before it begins.
+        active, most = self._limits
+        self.scheduler.max_num_active_reqs = 0 if self._preempted else active + parked
+        self.scheduler.max_num_running_reqs = most + parked
 
     def _watch(self) -> None:
         """Follow how many of the requests that can run alone ask for their companions."""

@@ -169,7 +169,8 @@ def _run(engine: Any, reference: Reference, seed: int, setting: str) -> None:
             if waiting:
                 number = waiting.pop()
                 prompt, arguments, _, tokens = requests[number]
-                params = SamplingParams(temperature=0, max_tokens=tokens, extra_args=arguments or None)
+                own = draw.choice([None, 1])  # changes no greedy token; a conditional with one draws for itself
+                params = SamplingParams(temperature=0, max_tokens=tokens, extra_args=arguments or None, seed=own)
                 priority = draw.randrange(3) if "priority" in str(SETTINGS[setting]) else 0
                 engine.add_request(f"r{number}", {"prompt_token_ids": prompt}, params, priority=priority)
         for output in engine.step():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,6 +95,23 @@ def test_each_row_is_its_own_step() -> None:
         torch.testing.assert_close(logits[guided.row], _alone(before, guided), rtol=1e-6, atol=1e-6)
     others = [row for row in range(len(logits)) if row not in heads]
     assert torch.equal(logits[others], before[others])
+
+
+def test_a_companion_draws_from_the_law_of_a_conditional_without_a_row() -> None:
+    logits, batch = _batch()
+    before = logits.clone()
+    parked = [
+        replace(guided, row=guided.companions[0], kept=before[guided.row])
+        if number % 2 and guided.companions
+        else guided
+        for number, guided in enumerate(batch)
+    ]
+    assert sum(guided.kept is not None for guided in parked) > 5
+    assert guide(logits, parked, _Guides()) == [None] * len(batch)
+    for guided, own in zip(parked, batch, strict=True):
+        torch.testing.assert_close(logits[guided.row], _alone(before, own), rtol=1e-6, atol=1e-6)
+        if guided.kept is not None:
+            assert torch.equal(logits[own.row], before[own.row])
 
 
 def test_conditionals_that_run_alone_ask_when_their_gate_is_open() -> None:

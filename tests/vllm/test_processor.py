@@ -37,12 +37,13 @@ def processors() -> Iterator[ModuleType]:
         yield processor
 
 
-def _params(group: str, number: int, scale: float = 2.0) -> SimpleNamespace:
+def _params(group: str, number: int, scale: float = 2.0, **flags: bool) -> SimpleNamespace:
     requested = read({"guidance_scale": scale, "entropy_threshold": 1.0})
     assert requested is not None
     plan = make_plan(requested, [5, 6], Served(VOCAB, 0, lg.bundled("tales")[1], 64))
-    arguments = row_arguments(group, number, *((plan, 20, True) if number == 0 else ()))
-    return SimpleNamespace(extra_args=arguments)
+    if number:
+        return SimpleNamespace(extra_args=row_arguments(group, number))
+    return SimpleNamespace(extra_args=row_arguments(group, 0, plan, 20, alone=True, **flags))
 
 
 def _guided(logits: torch.Tensor, row: int, companion: int, scale: float) -> torch.Tensor:
@@ -81,6 +82,96 @@ def test_rows(processors: ModuleType) -> None:
         2: ("a", 1),
         3: ("a", 0),
     }
+
+
+def test_a_parked_conditional_has_no_row_in_the_step_in_which_it_is_guided(
+    processors: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.sample.logits_processor.interface import BatchUpdate
+
+    def enter(params: Any) -> None:
+        processor.update_state(BatchUpdate(batch_size=1, removed=[], added=[(0, params, [5], [])], moved=[]))
+
+    processor = processors.GuidanceProcessor(None, torch.device("cpu"), False)
+    asked, catching_up, drawn = torch.randn(3, 1, VOCAB, generator=torch.Generator().manual_seed(0))
+    enter(_params("a", 0, 3.0, parks=True))
+    assert torch.equal(processor.guide_rows(asked.clone()), asked)
+    assert (processor.wanting, processor.drawn) == ([0], [])
+    enter(_params("a", 1))  # in the row that the conditional has left
+    processor.guide_rows(catching_up)  # a chunk of its prompt: what is drawn from it will be thrown away
+    after = processor.guide_rows(drawn.clone())
+    assert (processor.wanting, processor.drawn) == ([], [(0, "a")])
+    torch.testing.assert_close(after[0], _guided(torch.cat([asked, drawn]), 0, 1, 3.0))
+    sampled = torch.tensor([[7]])
+    processor.copy_tokens(sampled)
+    assert sampled.tolist() == [[7]]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processors.combine, "guide", lambda logits, batch, readers: [RuntimeError("no")])
+        processor.guide_rows(drawn)
+    assert processor.faulty == [0]  # no token may come of the row, whose companion has nobody to differ from
+
+    processor.keep(["a"])
+    processor.guide_rows(drawn)
+    assert processor.drawn == [(0, "a")]
+    processor.keep([])
+    processor.guide_rows(drawn)
+    assert processor.drawn == []
+
+
+def test_a_conditional_that_runs_again_draws_for_itself(processors: ModuleType) -> None:
+    from vllm.v1.sample.logits_processor.interface import BatchUpdate
+
+    processor = processors.GuidanceProcessor(None, torch.device("cpu"), False)
+    head, companion = _params("a", 0, 3.0, parks=True), _params("a", 1)
+    processor.update_state(BatchUpdate(batch_size=1, removed=[], added=[(0, head, [5], [])], moved=[]))
+    processor.guide_rows(torch.randn(1, VOCAB))
+    processor.update_state(BatchUpdate(batch_size=2, removed=[], added=[(1, companion, [6], [])], moved=[]))
+    logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(0))
+    after = processor.guide_rows(logits.clone())
+    torch.testing.assert_close(after[0], _guided(logits, 0, 1, 3.0))
+    assert torch.equal(after[1], logits[1])
+    assert processor.drawn == []
+
+
+def test_penalties_see_log_probabilities_where_nothing_is_guided_too(processors: ModuleType) -> None:
+    from vllm.v1.sample.logits_processor.interface import BatchUpdate
+
+    processor = processors.GuidanceProcessor(None, torch.device("cpu"), False)
+    added: list[Any] = [(row, _params(name, 0, signed=name != "b"), [5], []) for row, name in enumerate("abc")]
+    processor.update_state(BatchUpdate(batch_size=3, removed=[], added=added, moved=[]))
+    logits = torch.zeros(3, VOCAB)
+    logits[:2, 3] = 50.0  # sure; the third is not, and asks
+    after = processor.guide_rows(logits.clone())
+    assert processor.wanting == [2]
+    assert torch.equal(after, torch.stack([logits[0].log_softmax(-1), logits[1], logits[2]]))
+
+
+@pytest.mark.parametrize(
+    ("options", "parks"),
+    [
+        ({}, True),
+        ({"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "n": 3}, True),
+        ({"stop": ["x"], "stop_token_ids": [3], "max_tokens": 5, "ignore_eos": True}, True),
+        ({"detokenize": False}, True),
+        ({"seed": 1}, False),
+        ({"repetition_penalty": 1.1}, False),
+        ({"presence_penalty": 0.1}, False),
+        ({"logit_bias": {3: 1.0}}, False),
+        ({"min_tokens": 2}, False),
+        ({"logprobs": 0}, False),
+        ({"allowed_token_ids": [3]}, False),
+        ({"bad_words": ["x"]}, False),
+    ],
+)
+def test_only_requests_that_sample_from_nothing_but_their_law_are_parked(
+    processors: ModuleType, options: dict[str, Any], parks: bool
+) -> None:
+    from vllm import SamplingParams
+
+    from lmguide.vllm.groups import draws_by_law
+
+    assert draws_by_law(SamplingParams(**options)) is parks
 
 
 def test_slots(processors: ModuleType) -> None:

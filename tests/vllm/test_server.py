@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import lmguide as lg
+from lmguide.measures import entropy
 from tests.vllm.reference import SEA, SPACE
 from tests.vllm.served import VOCAB, save_model, small
 
@@ -29,6 +30,10 @@ pytestmark = [
     pytest.mark.xdist_group("vllm"),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
+
+
+GATES: list[dict[str, Any]] = [{}, {"entropy_threshold": 3.6}]
+"""Companions that always run, and such as come when they are asked for."""
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +157,9 @@ def test_off_costs_nothing(client: Client, reference: Reference) -> None:
     assert _since(client, before, "groups") == 0
 
 
-def test_seeds_do_not_see_the_batch(client: Client) -> None:
-    guidance = {"guidance_scale": 2.0, "negative_prompt": SPACE}
+@pytest.mark.parametrize("gate", GATES)
+def test_seeds_do_not_see_the_batch(client: Client, gate: dict[str, Any]) -> None:
+    guidance = {"guidance_scale": 2.0, "negative_prompt": SPACE, **gate}
     options: list[dict[str, Any]] = [{"seed": seed, "temperature": 1.0, "ignore_eos": True} for seed in range(3)]
     alone = [client.tokens(SEA, guidance, **option) for option in options]
     others = [([7] * 60, {"guidance_scale": 0.5}, {"temperature": 0.7}), ([9], {}, {"seed": 1, "temperature": 1.0})]
@@ -162,14 +168,36 @@ def test_seeds_do_not_see_the_batch(client: Client) -> None:
     assert len({tuple(tokens) for tokens in alone}) == 3
 
 
-def test_several_answers_and_their_logprobs(client: Client, reference: Reference) -> None:
-    choices = client.complete(SEA, {"guidance_scale": 2.0, "negative_prompt": SPACE}, n=3, temperature=1.0, logprobs=2)
+@pytest.mark.parametrize("gate", GATES)
+def test_several_answers_and_their_logprobs(client: Client, reference: Reference, gate: dict[str, Any]) -> None:
+    guidance = {"guidance_scale": 2.0, "negative_prompt": SPACE, **gate}
+    choices = client.complete(SEA, guidance, n=3, temperature=1.0, logprobs=2)
     prompt, negative = reference.ids(SEA), reference.ids(SPACE)
     for choice in choices:
         tokens = torch.tensor(choice["token_ids"])
         cond, uncond = (_laws(reference, start, tokens) for start in (prompt, negative))
-        guided = (uncond + 2 * (cond - uncond)).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        assert choice["logprobs"]["token_logprobs"] == pytest.approx(guided.tolist(), abs=1e-3)
+        guided = (uncond + 2 * (cond - uncond)).log_softmax(-1)
+        if gate:
+            guided = torch.where((entropy(cond) > gate["entropy_threshold"])[:, None], guided, cond)
+        wanted = guided.gather(1, tokens[:, None])[:, 0]
+        assert choice["logprobs"]["token_logprobs"] == pytest.approx(wanted.tolist(), abs=1e-3)
+
+
+def test_a_companion_draws_as_its_conditional_would(client: Client, reference: Reference) -> None:
+    guidance = {"guidance_scale": 3.0, "negative_prompt": SPACE, "entropy_threshold": 0.0}
+    prompt, negative = reference.ids(SEA), reference.ids(SPACE)
+    greedy = reference.answer(prompt, lg.CFG(3.0, SPACE))
+    assert greedy.agrees(client.tokens(SEA, guidance, temperature=1.0, top_k=1))
+    assert greedy.agrees(client.tokens(SEA, guidance, temperature=1.0, min_p=1.0))
+    nothing = torch.tensor([0])
+    cond, uncond = (_laws(reference, start, nothing)[0] for start in (prompt, negative))
+    law = ((uncond + 3 * (cond - uncond)).log_softmax(-1) / 2).log_softmax(-1)
+    choices = client.complete(SEA, guidance, n=400, temperature=2.0, max_tokens=1, ignore_eos=True)
+    drawn = law[[choice["token_ids"][0] for choice in choices]]
+    # The mean log-probability of draws from a law is minus its entropy, give or take five standard errors.
+    spread = float((law.exp() * (law + entropy(law)) ** 2).sum().sqrt())
+    assert float(drawn.mean()) == pytest.approx(-float(entropy(law)), abs=5 * spread / len(drawn) ** 0.5)
+    assert len({choice["token_ids"][0] for choice in choices}) > 5
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -180,11 +208,13 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options_come_after_guidance(client: Client, reference: Reference, name: str) -> None:
+def test_options_come_after_guidance(client: Client, reference: Reference, name: str, gate: dict[str, Any]) -> None:
     sent, told = OPTIONS[name]
-    guidance = {"guidance_scale": 3.0, "negative_prompt": SPACE}
-    prompt, method = reference.ids(SEA), lg.CFG(3.0, SPACE)
+    guidance = {"guidance_scale": 3.0, "negative_prompt": SPACE, **gate}
+    prompt = reference.ids(SEA)
+    method = lg.SelectiveCFG(3.0, SPACE, **gate) if gate else lg.CFG(3.0, SPACE)
     want = reference.answer(prompt, method, 24, **told)
     assert want.agrees(client.tokens(SEA, guidance, **sent))
 
