@@ -5,7 +5,6 @@ Every answer is compared with the Hugging Face engine's, and nothing may be left
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from tests.vllm.reference import Reference
 from tests.vllm.served import VOCAB, server, small
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from lmguide import Guidance
@@ -43,8 +42,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def make_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    return functools.partial(runners.make_engine, folder, RUNNER, monkeypatch)
+def make_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    engines = []
+
+    def make(**options: Any) -> Any:
+        engines.append(runners.make_engine(folder, RUNNER, monkeypatch, **options))
+        return engines[-1]
+
+    yield make
+    for engine in engines:  # one that is left to the garbage collector takes the next one's process groups with it
+        engine.engine_core.shutdown()
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
