@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CATCH_UP = 256
 """A companion with at most so many tokens to compute joins a step of its conditional; a longer one prefills first."""
 MARGIN = 1.5
-"""So many times the places that companions have taken lately beyond those lent to them are kept, at least one if any."""
+"""So many times the places that companions took lately beyond those lent to them are kept; at least one, if any."""
 FIRST_SHARE = 1 / 6
 """Of requests that run alone, how many are taken to ask at first."""
 MEMORY = 16
