@@ -61,8 +61,7 @@ def entropy(scores: Tensor) -> Tensor:
     lowest = torch.finfo(scores.dtype).min
     # In bits, since `exp2` takes a CPU half the time of `exp`: x_v = (s_v - max s) log2 e, Z = Σ 2^x_v, and
     # H = log2 Z - Σ 2^x_v x_v / Z. 0 times the lowest finite number is 0; filling a mask would be two passes more.
-    top = scores.amax(-1, keepdim=True).clamp_min(lowest / 2)  # finite, and in bits too
-    bits = torch.add(top * -_LOG2_E, scores, alpha=_LOG2_E).clamp_min_(lowest)
+    bits = (scores - scores.amax(-1, keepdim=True).clamp_min(lowest)).mul_(_LOG2_E).clamp_min_(lowest)
     weights = bits.exp2()
     total = weights.sum(-1).clamp_min(1.0)  # less only if nothing can follow
     return torch.addcdiv(total.log2(), (weights * bits).sum(-1), total, value=-1.0) * math.log(2.0)

@@ -121,7 +121,7 @@ def lacks_alone(config: Any) -> list[str]:
 def _check_request(request: Any, params: Any) -> None:
     if request.resumable:
         raise ValueError("guidance: streaming input cannot be guided. Send the whole prompt.")
-    if params.prompt_logprobs is not None:
+    if params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None:
         raise ValueError("guidance: prompt_logprobs would be those without guidance. Leave one of them out.")
 
 

@@ -1,7 +1,7 @@
 """A guided request and its hidden companions, as the engine core sees them, and how they are made.
 
-In every step either all members of a group sample or none does; `scheduler` sees to that. A conditional that has asked
-for its companions may be parked: the worker has its law, and what they draw in its place is its next token.
+In every step either all members of a group sample or none does; `scheduler` sees to that. The exception are parked
+conditionals, which have asked for their companions: the worker has the law, and the first companion draws from it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import functools
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from vllm import SamplingParams
+from vllm.sampling_params import SamplingType
 from vllm.v1.request import Request, RequestStatus
 
 from lmguide.vllm.admission import lacks_alone, refusal
@@ -28,9 +30,9 @@ ELSEWHERE = (
     *("n", "stop", "stop_token_ids", "ignore_eos", "max_tokens", "extra_args"),
     *("detokenize", "skip_special_tokens", "spaces_between_special_tokens", "include_stop_str_in_output"),
     *("output_kind", "stream_interval", "skip_clone", "output_text_buffer_length", "skip_reading_prefix_cache"),
-    *("_eos_token_id", "_all_stop_token_ids", "watermarking", "_watermarking_skipped"),
+    *("_eos_token_id", "_all_stop_token_ids", "repetition_detection", "watermarking", "_watermarking_skipped", "seed"),
 )
-"""The same, and those that the worker does not look at when it samples."""
+"""The same, those that workers do not look at when they sample, and those that are looked at another way below."""
 
 
 @dataclass(eq=False)
@@ -45,7 +47,7 @@ class Group:
         wanted: Whether the next sample needs companions.
         fresh: Ids of members that entered beside vLLM's own admission and that the worker has not seen yet.
         made: How many companions there have been.
-        ahead: Tokens of the conditional in the cache beyond those it counts: one, if its sample was thrown away.
+        ahead: Tokens of the conditional in the cache beyond those it counts: one, if it is to compute its last again.
         parks: Whether companions can draw the conditional's token in its place.
         parked: Whether they do: the conditional has nothing to compute until they have.
         kept: What companions have left of themselves, by their place.
@@ -113,7 +115,7 @@ class Group:
         """Want companions for the sample that has been thrown away."""
         self.wanted = True
         if self.parks:
-            self.parked = True
+            self.parked, self.ahead = True, 0
         else:
             self._step_back()
 
@@ -173,7 +175,7 @@ def open_group(request: Any, plan: Plan, scheduler: Any) -> Group:
     params = copy.copy(request.sampling_params)  # siblings of n > 1 may share one
     kept = {key: value for key, value in (params.extra_args or {}).items() if key != PLAN}
     alone = selective and plan.selective
-    parks = alone and bool(plan.companions) and not kept and draws_by_law(params) and _samples_rows(scheduler)
+    parks = alone and bool(plan.companions) and not kept and _samples_rows(scheduler) and draws_by_law(params)
     flags = {"alone": alone, "parks": parks, "signed": params.repetition_penalty != 1}
     params.extra_args = {**kept, **row_arguments(request.request_id, 0, plan, room, **flags)}
     params.max_tokens = request.max_tokens = room
@@ -183,19 +185,29 @@ def open_group(request: Any, plan: Plan, scheduler: Any) -> Group:
 
 def draws_by_law(params: Any) -> bool:
     """Whether a token depends on nothing but its law: no seed, penalty, grammar or log-probability of the request."""
-    return all(name in ELSEWHERE or getattr(params, name) == value for name, value in _unset().items())
+    if params.sampling_type == SamplingType.RANDOM_SEED:  # a greedy request may have a seed
+        return False
+    return all(getattr(params, name) == value for name, value in _unset().items())
 
 
 def _samples_rows(scheduler: Any) -> bool:
-    """Whether workers sample each row by itself, with tokens that the runner lets us put down for another request."""
-    return not scheduler.use_v2_model_runner and scheduler.vllm_config.watermark_config is None
+    """Whether workers sample by laws alone, with tokens that the runner lets us put down for another request."""
+    config = scheduler.vllm_config
+    others = config.model_config.logits_processors or len(_processors()) > 1
+    return not (scheduler.use_v2_model_runner or config.watermark_config is not None or others)
+
+
+@functools.cache
+def _processors() -> list[str]:
+    """The logits processors that are installed, ours among them."""
+    return [point.value for point in entry_points(group="vllm.logits_processors")]
 
 
 @functools.cache
 def _unset() -> dict[str, Any]:
-    """Sampling parameters as they are where a request does not set them."""
+    """Sampling parameters that bind a token to its request, as they are where that does not set them."""
     params = SamplingParams()
-    return {name: getattr(params, name) for name in params.__struct_fields__}
+    return {name: getattr(params, name) for name in params.__struct_fields__ if name not in ELSEWHERE}
 
 
 def total_blocks(scheduler: Any) -> int:

@@ -262,8 +262,8 @@ def _install_rows(ours: Callable[[Any], Any]) -> None:
             # Before the grammar's mask, which belongs on the combination; in float32, as sampling would have it anyway.
             self.execute_model_state = state._replace(logits=processor.guide_rows(state.logits))
             for row in processor.wanting if self.use_async_scheduling else processor.wanting + processor.faulty:
-                # As for a chunk of a prompt that is not its last: no token comes of this row. The scheduler then asks
-                # again, with the companions, or ends the request.
+                # As for a chunk of a prompt that is not its last: no token comes of this row. The scheduler then brings
+                # the companions, or ends the request.
                 self.discard_request_mask.np[row] = True
         output = sample_tokens(self, grammar_output)
         if processor is not None and processor.faulty and self.use_async_scheduling:
@@ -282,12 +282,15 @@ def _install_rows(ours: Callable[[Any], Any]) -> None:
 
     @functools.wraps(bookkeeping)
     def sparing_bookkeeping(self: Any, *args: Any, **kwargs: Any) -> Any:
+        processor = ours(self.input_batch.logitsprocs.argmax_invariant)
+        drawn = [] if processor is None else processor.drawn
+        answers = [self.requests[self.input_batch.req_ids[row]].output_token_ids for row, _ in drawn]
+        lengths = [len(answer) for answer in answers]
         with _spared_generators(self):
             result = bookkeeping(self, *args, **kwargs)
-        processor = ours(self.input_batch.logitsprocs.argmax_invariant)
-        for row, request in () if processor is None else processor.drawn:
-            # The request had no row, so nobody else puts down its token.
-            self.requests[request].output_token_ids.extend(result[_SAMPLED][row])
+        for (_, request), answer, length in zip(drawn, answers, lengths, strict=True):
+            # What came to the companion's answer is its conditional's, which had no row.
+            self.requests[request].output_token_ids.extend(answer[length:])
         return result
 
     @functools.wraps(make_metadata)
@@ -303,10 +306,6 @@ def _install_rows(ours: Callable[[Any], Any]) -> None:
     GPUModelRunner.sample_tokens = guided_sample_tokens
     GPUModelRunner._sample = copying_sample
     GPUModelRunner._bookkeeping_sync = sparing_bookkeeping
-
-
-_SAMPLED = 3
-"""Place of the sampled tokens in what `_bookkeeping_sync` returns."""
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
         self.wanting: list[int] = []
         """Rows of conditionals that ran alone and need their companions."""
         self.faulty: list[int] = []
-        """Rows with a fault and without companions, of which no token may come."""
+        """Rows with a fault of which no token may come, since there is no companion to differ from."""
         self.drawn: list[tuple[int, str]] = []
         """Rows of companions that draw for a parked conditional, and its request."""
         self._parked: dict[str, combine.Guided] = {}

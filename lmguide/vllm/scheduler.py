@@ -282,7 +282,9 @@ def guided(base: type[Any]) -> type[Any]:
                     continue
                 tokens = scheduled.pop(speaker.request_id)
                 scheduled[head.request_id] = tokens
-                model_output.req_id_to_index[head.request_id] = model_output.req_id_to_index[speaker.request_id]
+                for by_request in (model_output.req_id_to_index, model_output.num_nans_in_logits or {}):
+                    if speaker.request_id in by_request:
+                        by_request[head.request_id] = by_request[speaker.request_id]
                 speaker.num_in_flight_tokens -= tokens
                 head.num_in_flight_tokens += tokens
 
@@ -313,6 +315,7 @@ def guided(base: type[Any]) -> type[Any]:
                 copies = [list(tokens[index[c.request_id]]) for c in group.companions if c.request_id in scheduled]
                 if any(drawn != copy for copy in copies):
                     self._fail(group, "a fault in guidance", drawn, copies)
+                    tokens[index[head.request_id]] = []  # or it might end the request as if all were well
                 if group.selective and (copies or group.parked):
                     spent.append(group)
             return spent

@@ -209,9 +209,9 @@ class Step:
         running = [
             group for group in self.scheduler.each_group() if group.selective and group.conditional.num_output_tokens
         ]
-        could = sum(len(group.plan.companions) for group in running)
+        could = sum(len(group.plan.companions) - group.parks for group in running)
         if could:
-            asking = sum(len(group.plan.companions) for group in running if group.wanted)
+            asking = sum(len(group.plan.companions) - group.parks for group in running if group.wanted)
             self._share += (asking / could - self._share) / MEMORY
 
     def _reserved(self, more: int) -> int:

@@ -176,8 +176,8 @@ def _run(engine: Any, reference: Reference, seed: int, setting: str) -> None:
             if waiting:
                 number = waiting.pop()
                 prompt, arguments, _, tokens = requests[number]
-                own = draw.choice([None, 1])  # changes no greedy token; a conditional with one draws for itself
-                params = SamplingParams(temperature=0, max_tokens=tokens, extra_args=arguments or None, seed=own)
+                own = draw.choice([None, 0])  # changes no token, but a conditional that wants them draws for itself
+                params = SamplingParams(temperature=0, max_tokens=tokens, extra_args=arguments or None, logprobs=own)
                 priority = draw.randrange(3) if "priority" in str(SETTINGS[setting]) else 0
                 engine.add_request(f"r{number}", {"prompt_token_ids": prompt}, params, priority=priority)
         for output in engine.step():
@@ -221,12 +221,16 @@ def _guided(draw: random.Random, suffixes: bool) -> tuple[list[int], dict[str, A
         arguments["negative_prompt_ids"] = negative
     match draw.randrange(8):
         case 0 if suffixes:  # elsewhere a suffix is refused
-            arguments = {"guidance": f"suffix_cfg:guidance_scale={scale},suffix=[7, 8],entropy_threshold=3.5"}
-            return prompt, arguments, lg.SuffixCFG(scale, (7, 8), 3.5), min(tokens, 20)
+            suffix = tuple(range(7, draw.choice([9, 30])))
+            arguments = {"guidance": f"suffix_cfg:guidance_scale={scale},suffix={list(suffix)},entropy_threshold=3.5"}
+            return prompt, arguments, lg.SuffixCFG(scale, suffix, 3.5), min(tokens, 20)
         case 1:
             texts = ("A tale of the sea:", "A tale of space: The captain")
             arguments = {"guidance_scale": scale, "negative_prompts": list(texts), "negative_weights": [0.5, 0.25]}
-            return prompt, arguments, lg.PromptMixture(texts, (-0.5, -0.25), scale - 1), tokens
+            gate = draw.choice([None, lg.Entropy(3.5)])
+            if gate is not None:
+                arguments["entropy_threshold"] = gate.threshold
+            return prompt, arguments, lg.PromptMixture(texts, (-0.5, -0.25), scale - 1, gate=gate), tokens
         case 2 | 3 | 4:
             arguments["entropy_threshold"] = 3.5
             return prompt, arguments, lg.SelectiveCFG(scale, context, entropy_threshold=3.5), tokens

@@ -147,33 +147,6 @@ def test_penalties_see_log_probabilities_where_nothing_is_guided_too(processors:
     assert torch.equal(after, torch.stack([logits[0].log_softmax(-1), logits[1], logits[2]]))
 
 
-@pytest.mark.parametrize(
-    ("options", "parks"),
-    [
-        ({}, True),
-        ({"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "n": 3}, True),
-        ({"stop": ["x"], "stop_token_ids": [3], "max_tokens": 5, "ignore_eos": True}, True),
-        ({"detokenize": False}, True),
-        ({"seed": 1}, False),
-        ({"repetition_penalty": 1.1}, False),
-        ({"presence_penalty": 0.1}, False),
-        ({"logit_bias": {3: 1.0}}, False),
-        ({"min_tokens": 2}, False),
-        ({"logprobs": 0}, False),
-        ({"allowed_token_ids": [3]}, False),
-        ({"bad_words": ["x"]}, False),
-    ],
-)
-def test_only_requests_that_sample_from_nothing_but_their_law_are_parked(
-    processors: ModuleType, options: dict[str, Any], parks: bool
-) -> None:
-    from vllm import SamplingParams
-
-    from lmguide.vllm.groups import draws_by_law
-
-    assert draws_by_law(SamplingParams(**options)) is parks
-
-
 def test_slots(processors: ModuleType) -> None:
     lengths = SimpleNamespace(np=np.array([9, 9, 4, 2, 9, 9]))
     states = SimpleNamespace(prompt_len=lengths, device=torch.device("cpu"))

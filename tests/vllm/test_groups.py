@@ -1,0 +1,89 @@
+"""What the engine core knows of a guided request, without an engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lmguide.vllm.plan import Companion, Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+pytestmark = [
+    pytest.mark.xdist_group("vllm"),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def groups() -> Iterator[ModuleType]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own, at its import
+        from lmguide.vllm import groups
+
+        yield groups
+
+
+def _group(groups: ModuleType, **options: Any) -> Any:
+    plan = Plan([], [], [Companion([5]), Companion([6])], selective=True)
+    return groups.Group(SimpleNamespace(num_computed_tokens=9), plan, True, wanted=False, **options)
+
+
+def test_a_conditional_that_asks_again_has_only_counted_tokens_in_the_cache(groups: ModuleType) -> None:
+    group = _group(groups, parks=True)
+    group.ask()
+    assert (group.wanted, group.parked, group.due, group.ahead) == (True, True, 0, 0)
+    assert group.conditional.num_computed_tokens == 9
+    group.unpark()  # its companions were preempted
+    group.wanted = False
+    assert (group.parked, group.due, group.ahead, group.conditional.num_computed_tokens) == (False, 1, 1, 8)
+    group.conditional.num_computed_tokens += 1
+    group.ask()
+    assert (group.parked, group.ahead, group.conditional.num_computed_tokens) == (True, 0, 9)
+
+
+def test_a_conditional_that_cannot_be_parked_computes_its_last_token_again(groups: ModuleType) -> None:
+    group = _group(groups)
+    group.ask()
+    assert (group.wanted, group.parked, group.due, group.ahead) == (True, False, 1, 1)
+    assert group.conditional.num_computed_tokens == 8
+
+
+def test_a_parked_conditional_lends_its_place(groups: ModuleType) -> None:
+    assert _group(groups).more_places == 2
+    group = _group(groups, parks=True)
+    assert group.more_places == 1
+    group.ask()
+    assert group.more_places == 1
+    group.unpark()
+    assert group.more_places == 2  # both run beside it, should they still be there
+
+
+@pytest.mark.parametrize(
+    ("options", "parks"),
+    [
+        ({}, True),
+        ({"temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "n": 3}, True),
+        ({"stop": ["x"], "stop_token_ids": [3], "max_tokens": 5, "ignore_eos": True}, True),
+        ({"detokenize": False}, True),
+        ({"seed": 1, "temperature": 0}, True),  # greedy, whatever the seed
+        ({"seed": 1}, False),
+        ({"repetition_penalty": 1.1}, False),
+        ({"presence_penalty": 0.1}, False),
+        ({"logit_bias": {3: 1.0}}, False),
+        ({"min_tokens": 2}, False),
+        ({"logprobs": 0}, False),
+        ({"allowed_token_ids": [3]}, False),
+        ({"bad_words": ["x"]}, False),
+    ],
+)
+def test_only_requests_that_sample_from_nothing_but_their_law_are_parked(
+    groups: ModuleType, options: dict[str, Any], parks: bool
+) -> None:
+    assert groups.draws_by_law(groups.SamplingParams(**options)) is parks
