@@ -73,7 +73,8 @@ class Step:
         """Look at the step that was planned: one in which nothing runs although something could is a stall."""
         waits = any(request.num_in_flight_tokens for request in self.scheduler.running)
         paused = self.scheduler.pause_state == PauseState.PAUSED_ALL
-        self._stalled = not (output.total_num_scheduled_tokens or waits or paused)
+        # Nobody is let in beside a preemption; who that made room for comes in the next step.
+        self._stalled = not (output.total_num_scheduled_tokens or waits or paused or self._preempted)
 
     # ---------------------------------------------------------------------------------------------- order and memory
     def _order(self) -> None:
