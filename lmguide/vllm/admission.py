@@ -121,8 +121,9 @@ def lacks_alone(config: Any) -> list[str]:
 def _check_request(request: Any, params: Any) -> None:
     if request.resumable:
         raise ValueError("guidance: streaming input cannot be guided. Send the whole prompt.")
-    if params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None:
-        raise ValueError("guidance: prompt_logprobs would be those without guidance. Leave one of them out.")
+    for name in ("prompt_logprobs", "prompt_logprob_token_ids"):
+        if getattr(params, name) is not None:
+            raise ValueError(f"guidance: {name} would be those without guidance. Leave one of them out.")
 
 
 def _served(processor: Any) -> Served:

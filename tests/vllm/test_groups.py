@@ -66,6 +66,38 @@ def test_a_parked_conditional_lends_its_place(groups: ModuleType) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "parks"),
+    [
+        ({}, True),
+        ({"use_v2_model_runner": True}, False),
+        ({"watermark_config": object()}, False),
+        ({"logits_processors": ["module:Class"]}, False),
+        ({"installed": ["lmguide.vllm.processor:GuidanceProcessor", "other:Processor"]}, False),
+    ],
+)
+def test_nobody_is_parked_where_others_look_at_the_row_that_is_sampled(
+    groups: ModuleType, changes: dict[str, Any], parks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"use_v2_model_runner": False, "watermark_config": None, "logits_processors": None, "installed": ["ours"]}
+    found |= changes
+    monkeypatch.setattr(groups, "_processors", lambda: found["installed"])
+    model = SimpleNamespace(logits_processors=found["logits_processors"])
+    config = SimpleNamespace(model_config=model, watermark_config=found["watermark_config"])
+    scheduler = SimpleNamespace(use_v2_model_runner=found["use_v2_model_runner"], vllm_config=config)
+    assert groups._samples_rows(scheduler) is parks
+
+
+@pytest.mark.parametrize(("tokens", "preempted", "stalled"), [(0, False, True), (0, True, False), (3, False, False)])
+def test_a_step_that_preempts_is_no_stall(groups: ModuleType, tokens: int, preempted: bool, stalled: bool) -> None:
+    from lmguide.vllm.step import Step
+
+    step = Step(SimpleNamespace(running=[], pause_state=None))
+    step._preempted = preempted
+    step.note(SimpleNamespace(total_num_scheduled_tokens=tokens))
+    assert step._stalled is stalled
+
+
+@pytest.mark.parametrize(
     ("options", "parks"),
     [
         ({}, True),
