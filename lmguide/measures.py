@@ -64,7 +64,7 @@ def entropy(scores: Tensor) -> Tensor:
     bits = (scores - scores.amax(-1, keepdim=True).clamp_min(lowest)).mul_(_LOG2_E).clamp_min_(lowest)
     weights = bits.exp2()
     total = weights.sum(-1).clamp_min(1.0)  # less only if nothing can follow
-    return torch.addcdiv(total.log2(), (weights * bits).sum(-1), total, value=-1.0) * math.log(2.0)
+    return torch.addcdiv(total.log2(), bits.mul_(weights).sum(-1), total, value=-1.0) * math.log(2.0)
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:

@@ -85,8 +85,10 @@ def guided_step(
         opened = None
         if gate is not None and not gate.needs_uncond:
             opened = gate.open(cond, progress) if live is None else gate.open(cond, progress) & live
-            if not opened.any():
+            count = int(opened.count_nonzero())
+            if count == 0:
                 continue
+            opened = None if count == opened.numel() else opened  # open everywhere is as good as no gate
         if method.is_reward:
             assert rewards is not None
             combined = _sum(cond, guided) if combined is None else combined

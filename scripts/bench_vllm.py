@@ -22,6 +22,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from enum import Enum, auto
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +51,23 @@ BARS = {
     "plugin, not used": 0.98,
     "CFG": 0.45,
     "SelectiveCFG about 10%": 0.80,
+    "SelectiveCFG about 10%, own negatives": 0.80,
     "SuffixCFG (MTI) about 10%": 0.80,
 }
 """Least throughput of a mode, relative to plain requests in vLLM without the plugin."""
 MOST_OVERHEAD = 0.03
 """Of a step: what scheduling pairs may take more than scheduling as many plain requests."""
+CALIBRATION = 128
+"""Requests on which a threshold is sought: which of them fire differs, so that a few would miss the share by much."""
+
+
+class Negative(Enum):
+    """Which negative prompt a request has."""
+
+    ONE = auto()
+    """The same as all others, as where an application wants one thing avoided."""
+    OWN = auto()
+    """One of its own, which has to be computed for it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,6 @@ class Load:
         prompt: Tokens of each prompt, and of each negative prompt.
         new: Tokens of an answer on average; they have between half and one and a half times as many.
         dtype: Of the weights.
-        one_negative: Whether all requests have the same negative prompt.
         seed: Of the prompts.
     """
 
@@ -78,7 +90,6 @@ class Load:
     prompt: int
     new: int
     dtype: str
-    one_negative: bool
     seed: int = 0
 
 
@@ -158,8 +169,6 @@ def _serve(connection: Connection, load: Load, plugin: bool) -> None:
     timed = _Timed(scheduler)
     generator = torch.Generator().manual_seed(load.seed)
     ids = torch.randint(2, VOCAB, (load.requests, 2, load.prompt), generator=generator).tolist()
-    if load.one_negative:
-        ids = [(prompt, ids[0][1]) for prompt, _ in ids]
     lengths = torch.randint(load.new // 2, load.new * 3 // 2 + 1, (load.requests,), generator=generator).tolist()
     connection.send(None)
     while True:
@@ -169,7 +178,7 @@ def _serve(connection: Connection, load: Load, plugin: bool) -> None:
             return
         llm.reset_prefix_cache()
         asked = [
-            (prompt, tokens, None if arguments is None else _filled(arguments, negative))
+            (prompt, tokens, None if arguments is None else _filled(arguments, ids[0][1], negative))
             for (prompt, negative), tokens in zip(ids[:requests], lengths, strict=False)
         ]
         asked += [(prompt, tokens, None) for prompt, tokens in _further(more, load, generator)]
@@ -230,9 +239,10 @@ class _Timed:
         return call
 
 
-def _filled(arguments: Mapping[str, Any], negative: list[int]) -> dict[str, Any]:
-    """The arguments of one request, with its own negative prompt where one is wanted."""
-    return {key: negative if value is ... else value for key, value in arguments.items()}
+def _filled(arguments: Mapping[str, Any], one: list[int], own: list[int]) -> dict[str, Any]:
+    """The arguments of one request, with the negative prompt that is wanted."""
+    prompts = {Negative.ONE: one, Negative.OWN: own}
+    return {key: prompts[value] if isinstance(value, Negative) else value for key, value in arguments.items()}
 
 
 def _hide_plugin() -> None:
@@ -274,21 +284,26 @@ def modes_for(without: Engine, engine: Engine, seen: dict[str, dict[str, float]]
 
     def share(arguments: Mapping[str, Any]) -> Callable[[float], tuple[Any, list[float]]]:
         def run(threshold: float) -> tuple[Any, list[float]]:
-            found = engine.run({**arguments, "entropy_threshold": min(threshold, 1e9)}, requests=32)
+            found = engine.run({**arguments, "entropy_threshold": min(threshold, 1e9)}, requests=CALIBRATION)
             fired, skipped = found.get("guided_steps", 0), found.get("skipped_steps", 0)
             return SimpleNamespace(fired=fired, steps=fired + skipped), [0.0, math.log(VOCAB)]
 
         return run
 
-    cfg = {"guidance_scale": 1.5, "negative_prompt_ids": ...}
+    cfg = {"guidance_scale": 1.5, "negative_prompt_ids": Negative.OWN}
+    one = {**cfg, "negative_prompt_ids": Negative.ONE}
     suffix = {"guidance": "suffix_cfg:guidance_scale=1.5,suffix=[17, 23]"}
     modes = {
         PLAIN: mode(PLAIN, without),
         "plugin, not used": mode("plugin, not used", engine),
         "CFG": mode("CFG", engine, cfg),
     }
-    for name, arguments in (("SelectiveCFG", cfg), ("SuffixCFG (MTI)", suffix)):
-        name = f"{name} about 10%"
+    selective = (
+        ("SelectiveCFG about 10%", one),
+        ("SelectiveCFG about 10%, own negatives", cfg),
+        ("SuffixCFG (MTI) about 10%", suffix),
+    )
+    for name, arguments in selective:
         threshold = threshold_for(0.1, share(arguments))
         modes[name] = mode(name, engine, {**arguments, "entropy_threshold": threshold})
         modes[f"{name}: {BOUND}"] = bound(f"{name}: {BOUND}", name)
@@ -322,7 +337,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, help="of one run (default: twice the pairs)")
     parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt, and of the negative prompt")
     parser.add_argument("--new", type=int, default=48, help="tokens of an answer on average")
-    parser.add_argument("--one-negative", action="store_true", help="the same negative prompt for all requests")
     parser.add_argument("--size", type=int, nargs=2, default=[6, 512], metavar=("BLOCKS", "WIDTH"), help="of the model")
     parser.add_argument("--json", help="also write what each mode's last run counted to this file")
     arguments = parser.parse_args()
@@ -342,7 +356,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         model.save_pretrained(folder)
         del model
-        shape = (arguments.pairs, requests, arguments.prompt, arguments.new, arguments.dtype, arguments.one_negative)
+        shape = (arguments.pairs, requests, arguments.prompt, arguments.new, arguments.dtype)
         load = Load(folder, *shape)
         clock = Clock(arguments.device)
         without, engine = (stack.enter_context(Engine(load, plugin, clock)) for plugin in (False, True))

@@ -45,6 +45,11 @@ def test_entropy_of_a_uniform_law_is_the_log_of_its_size() -> None:
     torch.testing.assert_close(measures.entropy(law), torch.tensor([math.log(4), math.log(2), 0.0]))
 
 
+def test_entropy_can_be_differentiated() -> None:
+    scores = random_logp(3, 7, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(measures.entropy, (scores,))
+
+
 def test_agreement_with_the_reference() -> None:
     p, q = random_logp(50, 7, seed=1), random_logp(50, 7, seed=2)
     for row in range(50):

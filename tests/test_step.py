@@ -116,6 +116,14 @@ def test_closed_rows_keep_the_conditional_bit_for_bit() -> None:
     same(result.scores[opened], mix(2.0)[opened])
 
 
+def test_a_gate_that_is_open_everywhere_is_none_bit_for_bit() -> None:
+    always, _ = step([lg.CFG(2.0)])
+    for gate in (lg.Entropy(-1.0), lg.Period(1)):
+        opened, _ = step([lg.CFG(2.0, gate=gate)])
+        assert torch.equal(opened.scores, always.scores)
+        assert opened.open.tolist() == [True] * ROWS
+
+
 def test_a_closed_gate_fetches_nothing() -> None:
     for method in (
         lg.SelectiveCFG(2.0, entropy_threshold=99.0),

@@ -51,6 +51,7 @@ class Group:
         parks: Whether companions can draw the conditional's token in its place.
         parked: Whether they do: the conditional has nothing to compute until they have.
         kept: What companions have left of themselves, by their place.
+        sampling: How companions sample, by their number and whether they draw; made once, since vLLM checks all of it.
     """
 
     conditional: Any
@@ -64,6 +65,7 @@ class Group:
     parks: bool = False
     parked: bool = False
     kept: dict[int, Kept] = field(default_factory=dict)
+    sampling: dict[tuple[int, bool], SamplingParams] = field(default_factory=dict)
 
     @property
     def members(self) -> list[Any]:
@@ -135,9 +137,23 @@ class Group:
         for number, companion in enumerate(self.plan.companions, 1):
             ids = list(companion.ids)
             ids = [*head.all_token_ids, *ids] if companion.behind else [*ids, *head.output_token_ids]
-            self.companions.append(_companion(head, ids, number, self.made, draws=self.parked))
+            self.companions.append(_companion(head, ids, number, self.made, self._sampling(number)))
         self.made += 1
         return self.companions
+
+    def _sampling(self, number: int) -> SamplingParams:
+        """Until it is told to stop; its tokens are the conditional's, which it may draw in its place."""
+        if (number, self.parked) not in self.sampling:
+            theirs = self.conditional.sampling_params
+            given = {name: getattr(theirs, name) for name in DRAWING} if self.parked else {"temperature": 0.0}
+            self.sampling[number, self.parked] = SamplingParams(
+                **given,
+                max_tokens=self.conditional.max_tokens,
+                ignore_eos=True,
+                detokenize=False,
+                extra_args=row_arguments(self.conditional.request_id, number),
+            )
+        return self.sampling[number, self.parked]
 
 
 def is_companion(request_id: str) -> bool:
@@ -234,16 +250,7 @@ def caches(scheduler: Any) -> Any:
     return scheduler.kv_cache_manager.coordinator.single_type_managers
 
 
-def _companion(head: Any, ids: list[int], number: int, generation: int, draws: bool) -> Any:
-    """A request that runs until it is told to stop; its tokens are the head's, which it may draw in its place."""
-    given = {name: getattr(head.sampling_params, name) for name in DRAWING} if draws else {"temperature": 0.0}
-    params = SamplingParams(
-        **given,
-        max_tokens=head.max_tokens,
-        ignore_eos=True,
-        detokenize=False,
-        extra_args=row_arguments(head.request_id, number),
-    )
+def _companion(head: Any, ids: list[int], number: int, generation: int, params: SamplingParams) -> Any:
     return Request(
         request_id=f"{head.request_id}{SUFFIX}{generation}-{number}",
         prompt_token_ids=ids,

@@ -7,7 +7,7 @@ workers read the methods. Everything is JSON-safe, and nothing here knows vLLM.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -76,7 +76,8 @@ class Plan:
 
     def arguments(self) -> dict[str, Any]:
         """The plan as private arguments of a request."""
-        return {PLAN: asdict(self)}
+        companions = [dict(vars(companion)) for companion in self.companions]
+        return {PLAN: {**vars(self), "companions": companions}}
 
 
 @dataclass(frozen=True)

@@ -167,14 +167,15 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
         members: dict[str, dict[int, int]] = {}
         heads: list[tuple[int, Row, Law, combine.Text]] = []
         for row, (seat, prompt, answer) in seats:
-            members.setdefault(seat.group, {})[seat.number] = row
-            if seat.law is not None and answered(row) >= 0:
+            if seat.law is None:
+                members.setdefault(seat.group, {})[seat.number] = row
+            elif answered(row) >= 0:
                 heads.append((row, seat, seat.law, combine.Text(seat.group, prompt, answer)))
         full, alone = [], {}
         self.rewards.see(text for *_, text in heads)
         for row, seat, law, text in heads:
             self._parked.pop(seat.group, None)
-            if (companions := _companions(law, members[seat.group])) is not None:
+            if (companions := _companions(law, members.get(seat.group, {}))) is not None:
                 full.append(combine.Guided(law, row, companions, answered(row), text))
             elif seat.alone:
                 alone[row] = seat, combine.Guided(law, row, (), answered(row))
@@ -217,8 +218,9 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
 
 def _companions(law: Law, rows: Mapping[int, int]) -> tuple[int, ...] | None:
     """The rows of a law's companions, if all are there."""
-    numbers = range(1, law.companions + 1)
-    return tuple(rows[number] for number in numbers) if all(number in rows for number in numbers) else None
+    if len(rows) < law.companions:
+        return None
+    return tuple(rows[number] for number in range(1, law.companions + 1))
 
 
 def _seat(params: Any, prompt: list[int] | None, answer: list[int]) -> Seat | None:

@@ -94,9 +94,9 @@ def guided(base: type[Any]) -> type[Any]:
                     self.waiting.prepend_request(companion)
 
         def dismiss_companions(self, group: Group) -> None:
-            """End the companions of a group; the conditional goes on alone."""
+            """End the companions of a group; the conditional goes on alone until it asks again, if it can."""
             names = [companion.request_id for companion in group.companions]
-            group.companions = []
+            group.companions, group.wanted = [], not group.plan.selective
             for name in names:
                 self.groups.pop(name, None)
                 group.fresh.discard(name)
@@ -261,7 +261,6 @@ def guided(base: type[Any]) -> type[Any]:
                 if group.conditional.request_id in self.groups:
                     sharing.keep(self, group)
                     self.dismiss_companions(group)
-                    group.wanted = not group.plan.selective
                     group.ahead, group.parked = 0, False
             for group in self.each_group():
                 head = group.conditional

@@ -162,7 +162,6 @@ class Step:
         elif group.selective and request is not group.conditional:
             # The conditional keeps its cache and will ask again.
             scheduler.dismiss_companions(group)
-            group.wanted = not group.plan.selective
             group.unpark()
         else:
             self.preempt(group)
@@ -172,7 +171,6 @@ class Step:
         scheduler = self.scheduler
         if group.selective:
             scheduler.dismiss_companions(group)
-            group.wanted = not group.plan.selective
         running = [member for member in reversed(group.members) if member.status == RequestStatus.RUNNING]
         for member in running:
             scheduler.running.remove(member)
