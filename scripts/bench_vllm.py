@@ -78,7 +78,8 @@ class Load:
         model: Folder of the model.
         pairs: Guided requests at a time; plain ones are twice as many, in the same number of rows.
         requests: Of one run.
-        prompt: Tokens of each prompt, and of each negative prompt.
+        prompt: Tokens of each prompt.
+        negative: Tokens of each negative prompt.
         new: Tokens of an answer on average; they have between half and one and a half times as many.
         dtype: Of the weights.
         seed: Of the prompts.
@@ -88,6 +89,7 @@ class Load:
     pairs: int
     requests: int
     prompt: int
+    negative: int
     new: int
     dtype: str
     seed: int = 0
@@ -158,7 +160,7 @@ def _serve(connection: Connection, load: Load, plugin: bool) -> None:
         load.model,
         dtype=load.dtype,
         skip_tokenizer_init=True,
-        max_model_len=-(-(load.prompt + 2 * load.new + 8) // BLOCK) * BLOCK,
+        max_model_len=-(-(max(load.prompt, load.negative) + 2 * load.new + 8) // BLOCK) * BLOCK,
         max_num_seqs=2 * load.pairs,
         block_size=BLOCK,
         gpu_memory_utilization=0.1,
@@ -168,7 +170,10 @@ def _serve(connection: Connection, load: Load, plugin: bool) -> None:
     scheduler = core.engine_core.scheduler
     timed = _Timed(scheduler)
     generator = torch.Generator().manual_seed(load.seed)
-    ids = torch.randint(2, VOCAB, (load.requests, 2, load.prompt), generator=generator).tolist()
+    prompts, negatives = (
+        torch.randint(2, VOCAB, (load.requests, length), generator=generator).tolist()
+        for length in (load.prompt, load.negative)
+    )
     lengths = torch.randint(load.new // 2, load.new * 3 // 2 + 1, (load.requests,), generator=generator).tolist()
     connection.send(None)
     while True:
@@ -178,8 +183,8 @@ def _serve(connection: Connection, load: Load, plugin: bool) -> None:
             return
         llm.reset_prefix_cache()
         asked = [
-            (prompt, tokens, None if arguments is None else _filled(arguments, ids[0][1], negative))
-            for (prompt, negative), tokens in zip(ids[:requests], lengths, strict=False)
+            (prompt, tokens, None if arguments is None else _filled(arguments, negatives[0], negative))
+            for prompt, negative, tokens in zip(prompts[:requests], negatives, lengths, strict=False)
         ]
         asked += [(prompt, tokens, None) for prompt, tokens in _further(more, load, generator)]
         random.Random(load.seed).shuffle(asked)
@@ -187,12 +192,12 @@ def _serve(connection: Connection, load: Load, plugin: bool) -> None:
             SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=extra)
             for _, tokens, extra in asked
         ]
-        prompts: Any = [{"prompt_token_ids": prompt} for prompt, *_ in asked]
+        given: Any = [{"prompt_token_ids": prompt} for prompt, *_ in asked]
         counts = getattr(scheduler, "total_counts", {})
         counts.clear()
         timed.start()
         cpu, wall = time.process_time(), time.perf_counter()
-        llm.generate(prompts, params, use_tqdm=False)
+        llm.generate(given, params, use_tqdm=False)
         spent = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
         work = {"scheduler": timed.seconds, "steps": timed.steps, "tokens": timed.tokens, "samples": timed.samples}
         connection.send({**spent, **work, **counts})
@@ -335,7 +340,8 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--pairs", type=int, default=64, help="guided requests at a time; plain ones: twice as many")
     parser.add_argument("--requests", type=int, help="of one run (default: twice the pairs)")
-    parser.add_argument("--prompt", type=int, default=32, help="tokens of the prompt, and of the negative prompt")
+    parser.add_argument("--prompt", type=int, default=32, help="tokens of a prompt")
+    parser.add_argument("--negative", type=int, help="tokens of a negative prompt (default: as many)")
     parser.add_argument("--new", type=int, default=48, help="tokens of an answer on average")
     parser.add_argument("--size", type=int, nargs=2, default=[6, 512], metavar=("BLOCKS", "WIDTH"), help="of the model")
     parser.add_argument("--json", help="also write what each mode's last run counted to this file")
@@ -356,14 +362,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         model.save_pretrained(folder)
         del model
-        shape = (arguments.pairs, requests, arguments.prompt, arguments.new, arguments.dtype)
+        negative = arguments.negative or arguments.prompt
+        shape = (arguments.pairs, requests, arguments.prompt, negative, arguments.new, arguments.dtype)
         load = Load(folder, *shape)
         clock = Clock(arguments.device)
         without, engine = (stack.enter_context(Engine(load, plugin, clock)) for plugin in (False, True))
         seen: dict[str, dict[str, float]] = {}
         rows = measure(modes_for(without, engine, seen), arguments.rounds, clock)
     print(f"{title}, vLLM {importlib.metadata.version(_distribution())}")
-    print(f"{requests} requests of {load.prompt} tokens, {load.new} new on average, {2 * load.pairs} at a time\n")
+    lengths = f"{load.prompt} tokens, negative prompts of {negative}, {load.new} new on average"
+    print(f"{requests} requests of {lengths}, {2 * load.pairs} at a time\n")
     print(table(rows, arguments.markdown), *verdicts(rows, seen), sep="\n")
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
