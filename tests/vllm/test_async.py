@@ -53,7 +53,7 @@ def test_all_is_read_in_time_and_faults_end_their_requests_only(
         done, steps = {}, 0
         for number in numbers:
             asked = crowd[number]
-            params = SamplingParams(temperature=0, extra_args=dict(asked.sent), **asked.options | changes)
+            params = SamplingParams(temperature=0, extra_args=dict(asked.sent), **{**asked.options, **changes})
             engine.add_request(f"r{number}", {"prompt_token_ids": asked.prompt}, params)
         while engine.has_unfinished_requests() and (steps := steps + 1) < MOST_STEPS:
             for output in engine.step():
