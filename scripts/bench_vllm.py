@@ -57,7 +57,7 @@ BARS = {
 """Least throughput of a mode, relative to plain requests in vLLM without the plugin."""
 MOST_OVERHEAD = 0.03
 """Of a step: what scheduling pairs may take more than scheduling as many plain requests."""
-CALIBRATION = 128
+CALIBRATION = 64
 """Requests on which a threshold is sought: which of them fire differs, so that a few would miss the share by much."""
 
 
