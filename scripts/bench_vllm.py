@@ -362,7 +362,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         model.save_pretrained(folder)
         del model
-        negative = arguments.negative or arguments.prompt
+        negative = arguments.prompt if arguments.negative is None else arguments.negative
         shape = (arguments.pairs, requests, arguments.prompt, negative, arguments.new, arguments.dtype)
         load = Load(folder, *shape)
         clock = Clock(arguments.device)

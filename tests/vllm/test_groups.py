@@ -65,6 +65,21 @@ def test_a_parked_conditional_lends_its_place(groups: ModuleType) -> None:
     assert group.more_places == 2  # both run beside it, should they still be there
 
 
+def test_only_companions_of_a_parked_conditional_draw_as_it_would(groups: ModuleType) -> None:
+    group = _group(groups, parks=True)
+    theirs = groups.SamplingParams(temperature=0.7, top_p=0.9, top_k=5, min_p=0.1, max_tokens=9, stop_token_ids=[3])
+    group.conditional = SimpleNamespace(sampling_params=theirs, max_tokens=9, request_id="r", num_computed_tokens=9)
+    copies = group._sampling(1)  # whose token is the conditional's, however it is drawn
+    group.ask()
+    draws = group._sampling(1)
+    assert copies.temperature == 0
+    assert [getattr(draws, name) for name in groups.DRAWING] == [0.7, 0.9, 5, 0.1]
+    assert not draws.stop_token_ids
+    assert draws.max_tokens == 9
+    assert draws.extra_args != group._sampling(2).extra_args
+    assert group._sampling(1) is draws
+
+
 @pytest.mark.parametrize(
     ("changes", "parks"),
     [
