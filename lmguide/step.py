@@ -47,6 +47,7 @@ def guided_step(
     rewards: Callable[[int, Tensor], Mapping[str, Tensor]] | None = None,
     constrain: Callable[[Tensor], Tensor] | None = None,
     normalize: bool = True,
+    settled: bool = False,
 ) -> Guided:
     """Combine the sources of one decoding step.
 
@@ -68,6 +69,7 @@ def guided_step(
             to; needed when there are methods with `is_reward`.
         constrain: Gives scores `[B, V]` back with minus infinity where a token is not allowed; `None` allows all.
         normalize: Whether to renormalise; without it the scores are those that rules and rewards gave.
+        settled: Whether gates that the conditional alone opens are known to be open on every row; they are not asked.
 
     Returns:
         The scores and the rows on which some method applied.
@@ -83,7 +85,7 @@ def guided_step(
         if schedule is not None and not schedule.needs_divergence and (weight := schedule.weight(progress)) == 0:
             continue
         opened = None
-        if gate is not None and not gate.needs_uncond:
+        if gate is not None and not gate.needs_uncond and not settled:
             opened = gate.open(cond, progress) if live is None else gate.open(cond, progress) & live
             count = int(opened.count_nonzero())
             if count == 0:

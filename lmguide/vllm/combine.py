@@ -13,17 +13,15 @@ import torch
 
 from lmguide.schedules import Progress
 from lmguide.step import guided_step
+from lmguide.vllm.entropies import AT_A_TIME, entropies
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
+    from lmguide.vllm.entropies import Entropies
     from lmguide.vllm.plan import Law
-
-
-AT_A_TIME = 2**19
-"""Scores that are worked out together on a CPU, so that pass after pass finds them in its cache: half the time."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Guided:
         row: Its row of the batch's logits.
         companions: The rows of its companions, in their order; empty when it runs alone.
         step: Tokens of its answer that stand already.
-        text: What it has written.
+        text: What it has written, if its law reads that.
         kept: Its own row `[V]` from the step in which it asked for its companions; `row` is then where one of them
             draws in its place.
     """
@@ -66,6 +64,11 @@ class Guided:
     step: int
     text: Text | None = None
     kept: Tensor | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether its gate is known to be open: that of its only method was, on the very row that is kept."""
+        return self.kept is not None and len(self.law.methods) == 1
 
 
 class Readers(Protocol):
@@ -93,7 +96,7 @@ def guide(logits: Tensor, batch: Sequence[Guided], readers: Readers | None = Non
         For each of them what went wrong, or `None`; with a fault its row is as it was.
     """
     faults: list[Exception | None] = [None] * len(batch)
-    buckets = list(_buckets(logits, batch))
+    buckets = list(_buckets(logits, batch, range(len(batch))))
     while buckets:
         places = buckets.pop()
         try:
@@ -106,19 +109,26 @@ def guide(logits: Tensor, batch: Sequence[Guided], readers: Readers | None = Non
     return faults
 
 
-def wanting(logits: Tensor, batch: Sequence[Guided]) -> list[bool]:
+def wanting(logits: Tensor, batch: Sequence[Guided], measure: Entropies = entropies) -> list[bool]:
     """Which of the conditionals that run alone need their companions at this step.
 
     Args:
         logits: `[rows, V]`, float32.
         batch: The conditionals without companions; every method of theirs has a gate that the conditional can close.
+        measure: How entropies are worked out.
     """
     answers = [False] * len(batch)
-    for places in _buckets(logits, batch):
+    uncertain = [place for place, guided in enumerate(batch) if not guided.law.looks_at_progress]
+    if uncertain:
+        rows = torch.tensor([batch[place].row for place in uncertain], device=logits.device)
+        least = torch.tensor([batch[place].law.least_entropy for place in uncertain], device=logits.device)
+        for place, answer in zip(uncertain, (measure(logits, rows) > least).tolist(), strict=True):
+            answers[place] = answer
+    others = [place for place, guided in enumerate(batch) if guided.law.looks_at_progress]
+    for places in _buckets(logits, batch, others):
         first = batch[places[0]]
-        cond = _rows(logits, [batch[place].row for place in places])
-        if first.law.looks_at_progress:  # other gates than that of entropy may want log-probabilities
-            cond = cond.log_softmax(-1)
+        # Other gates than that of entropy may want log-probabilities.
+        cond = _laws(logits, [batch[place].row for place in places])
         progress = Progress(first.step, first.law.total)
         opened = torch.zeros(len(places), dtype=torch.bool, device=logits.device)
         for method in first.law.methods:
@@ -163,7 +173,8 @@ def _guide_bucket(logits: Tensor, batch: Sequence[Guided], readers: Readers | No
         scores = torch.stack([own if row is None else row for own, row in zip(scores, kept, strict=True)])
     cond, progress = scores.log_softmax(-1), Progress(batch[0].step, law.total)
     # Renormalised, since a repetition penalty looks at the sign of what it is given.
-    result = guided_step(cond, law.methods, strengths, fetch, progress, rewards=rewards)
+    settled = batch[0].settled
+    result = guided_step(cond, law.methods, strengths, fetch, progress, rewards=rewards, settled=settled)
     logits.index_copy_(0, torch.tensor(rows, device=logits.device), result.scores)
 
 
@@ -180,15 +191,15 @@ def _rows(logits: Tensor, rows: Sequence[int]) -> Tensor:
     return logits.index_select(0, torch.tensor(rows, device=logits.device))
 
 
-def _buckets(logits: Tensor, batch: Sequence[Guided]) -> Iterable[list[int]]:
-    """Places in the batch that are worked out together."""
-    buckets: dict[tuple[str, object], list[int]] = defaultdict(list)
-    for place, guided in enumerate(batch):
-        law = guided.law
-        moment = (guided.step, law.total) if law.looks_at_progress else None
-        buckets[law.key, moment].append(place)
+def _buckets(logits: Tensor, batch: Sequence[Guided], places: Iterable[int]) -> Iterable[list[int]]:
+    """Those places in the batch that are worked out together."""
+    buckets: dict[tuple[str, object, bool], list[int]] = defaultdict(list)
+    for place in places:
+        law = batch[place].law
+        moment = (batch[place].step, law.total) if law.looks_at_progress else None
+        buckets[law.key, moment, batch[place].settled].append(place)
     most = max(1, AT_A_TIME // logits.shape[1])
-    for places in buckets.values():
-        apart = logits.device.type == "cpu" and not batch[places[0]].law.reads  # models read best all texts together
-        count = most if apart else len(places)
-        yield from (places[first : first + count] for first in range(0, len(places), count))
+    for bucket in buckets.values():
+        apart = logits.device.type == "cpu" and not batch[bucket[0]].law.reads  # models read best all texts together
+        count = most if apart else len(bucket)
+        yield from (bucket[first : first + count] for first in range(0, len(bucket), count))

@@ -7,6 +7,7 @@ workers read the methods. Everything is JSON-safe, and nothing here knows vLLM.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
@@ -202,6 +203,12 @@ class Law:
         return any(
             method.schedule is not None or not isinstance(method.when(), Entropy | None) for method in self.methods
         )
+
+    @cached_property
+    def least_entropy(self) -> float:
+        """Nats above which some method applies, of a law that does not look at progress; minus infinity is always."""
+        gates = [method.when() for method in self.methods]
+        return min(gate.threshold if isinstance(gate, Entropy) else -math.inf for gate in gates)
 
 
 def row_arguments(

@@ -17,6 +17,7 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor as RowProc
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as SlotProcessor
 
 from lmguide.vllm import combine, patches
+from lmguide.vllm.entropies import entropies_for
 from lmguide.vllm.parameters import read
 from lmguide.vllm.plan import read_row
 from lmguide.vllm.rewards import Rewards
@@ -44,8 +45,10 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, *rest: Any) -> None:
         self.states = rest[0] if len(rest) == 1 else None
+        device = rest[0] if self.states is None else self.states.device
         self.seats: dict[int, Seat] = {}
-        self.rewards = Rewards(vllm_config, rest[0] if self.states is None else self.states.device)
+        self.rewards = Rewards(vllm_config, device)
+        self.entropies = entropies_for(vllm_config, device)
         self.wanting: list[int] = []
         """Rows of conditionals that ran alone and need their companions."""
         self.faulty: list[int] = []
@@ -165,20 +168,23 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
     def _guide(self, logits: Tensor, seats: Iterable[tuple[int, Seat]], answered: Callable[[int], int]) -> Tensor:
         self.wanting, self.faulty, self.drawn, self._copies, self._spoilt = [], [], [], [], []
         members: dict[str, dict[int, int]] = {}
-        heads: list[tuple[int, Row, Law, combine.Text]] = []
+        heads: list[tuple[int, Row, Law, int]] = []
+        texts: dict[str, combine.Text] = {}
         for row, (seat, prompt, answer) in seats:
             if seat.law is None:
                 members.setdefault(seat.group, {})[seat.number] = row
-            elif answered(row) >= 0:
-                heads.append((row, seat, seat.law, combine.Text(seat.group, prompt, answer)))
+            elif (step := answered(row)) >= 0:
+                heads.append((row, seat, seat.law, step))
+                if seat.law.reads:
+                    texts[seat.group] = combine.Text(seat.group, prompt, answer)
         full, alone = [], {}
-        self.rewards.see(text for *_, text in heads)
-        for row, seat, law, text in heads:
+        self.rewards.see(texts)
+        for row, seat, law, step in heads:
             self._parked.pop(seat.group, None)
             if (companions := _companions(law, members.get(seat.group, {}))) is not None:
-                full.append(combine.Guided(law, row, companions, answered(row), text))
+                full.append(combine.Guided(law, row, companions, step, texts.get(seat.group)))
             elif seat.alone:
-                alone[row] = seat, combine.Guided(law, row, (), answered(row))
+                alone[row] = seat, combine.Guided(law, row, (), step)
         for request, guided in self._parked.items():
             if companions := _companions(guided.law, members.get(request, {})):
                 full.append(replace(guided, row=companions[0], companions=companions))
@@ -206,7 +212,8 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
             alone: By row, who sits there and its step.
         """
         batch = [guided for _, guided in alone.values()]
-        self.wanting = [each.row for each, wants in zip(batch, combine.wanting(logits, batch), strict=True) if wants]
+        wanting = combine.wanting(logits, batch, self.entropies)
+        self.wanting = [each.row for each, wants in zip(batch, wanting, strict=True) if wants]
         for row in self.wanting:
             seat, guided = alone[row]
             if seat.parks:

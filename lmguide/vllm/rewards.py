@@ -21,7 +21,7 @@ from lmguide.vllm.plan import reads
 from lmguide.vllm.settings import check_source, read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -69,7 +69,7 @@ class Rewards:
     def __init__(self, config: Any, device: torch.device) -> None:
         self._config = config
         self._bound: dict[tuple[str, int], dict[str, TokenReward]] = {}
-        self._texts: dict[str, Text] = {}
+        self._texts: Mapping[str, Text] = {}
         self._tokenizer: Any = None
         self._guides: Guides | None = None
         self._ends: Any = None
@@ -85,9 +85,9 @@ class Rewards:
             self._count()
             self._guides.keep(requests)
 
-    def see(self, texts: Iterable[Text]) -> None:
-        """Take note of what all requests of this step have written."""
-        self._texts = {text.request: text for text in texts}
+    def see(self, texts: Mapping[str, Text]) -> None:
+        """Take note of what the requests of this step have written whose laws read it, by request."""
+        self._texts = texts
 
     def law(self, guide: str, batch: Sequence[Guided]) -> Tensor:
         """Log-probabilities `[B, V]` of a guide behind the batch's texts."""

@@ -193,10 +193,12 @@ class Step:
                 self._promised += group.kept_places
                 parked += group.parked
             if group.selective and group.conditional.status == RequestStatus.RUNNING:
-                running = sum(companion.status == RequestStatus.RUNNING for companion in group.companions)
-                self._have += max(0, running - group.parked)
-                self._alone += group.more_places
-                self._most = max(self._most, group.more_places)
+                more = group.more_places
+                self._alone += more
+                self._most = max(self._most, more)
+                if group.companions:
+                    running = sum(companion.status == RequestStatus.RUNNING for companion in group.companions)
+                    self._have += max(0, running - group.parked)
         # Conditionals that are parked run, as far as vLLM knows, but have no row in the batch; a limit of 0 ends vLLM's
         # loop over the waiting requests before it begins.
         active, most = self._limits

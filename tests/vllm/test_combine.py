@@ -102,7 +102,7 @@ def test_a_companion_draws_from_the_law_of_a_conditional_without_a_row() -> None
     before = logits.clone()
     parked = [
         replace(guided, row=guided.companions[0], kept=before[guided.row])
-        if number % 2 and guided.companions
+        if number % 2 and guided.companions and wanting(before, [guided]) == [True]
         else guided
         for number, guided in enumerate(batch)
     ]
@@ -114,10 +114,31 @@ def test_a_companion_draws_from_the_law_of_a_conditional_without_a_row() -> None
             assert torch.equal(logits[own.row], before[own.row])
 
 
+def test_the_gate_of_a_law_that_is_kept_was_open_and_is_not_asked_again() -> None:
+    kinds = {"entropy_threshold": 9.0}, {"guidance": ["cfg:guidance_scale=2", "tpg:guidance_scale=3"]}
+    for single, law in zip((True, False), [_law(**{"guidance_scale": 2.0, **kind}) for kind in kinds], strict=True):
+        logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(0))
+        parked = Guided(law, 0, (0,) * law.companions, 3, kept=logits[1].clone())
+        assert parked.settled is single
+    law = _law(guidance_scale=2.0, entropy_threshold=9.0)  # closed, whatever the law
+    laws = logits.log_softmax(-1)
+    assert guide(logits, [Guided(law, 0, (0,), 3, kept=logits[1].clone())]) == [None]
+    torch.testing.assert_close(logits[0], (2 * laws[1] - laws[0]).log_softmax(-1))
+
+
 def test_conditionals_that_run_alone_ask_when_their_gate_is_open() -> None:
     law = _law(guidance_scale=3.0, entropy_threshold=1.0)
     logits = torch.tensor([[0.0] * VOCAB, [50.0] + [0.0] * (VOCAB - 1)])
     assert wanting(logits, [Guided(law, row, (), 0) for row in range(2)]) == [True, False]
+
+
+def test_one_gate_that_is_open_is_enough() -> None:
+    both = ["selective_cfg:guidance_scale=2,entropy_threshold=9", "suffix_cfg:suffix=[7],entropy_threshold=1"]
+    logits = torch.zeros(1, VOCAB)
+    assert [wanting(logits, [Guided(_law(guidance=kinds), 0, (), 0)]) for kinds in (both, both[:1])] == [
+        [True],
+        [False],
+    ]
 
 
 def test_off_by_schedule_does_not_ask() -> None:

@@ -1,0 +1,68 @@
+"""The entropy of rows that run alone: what selective guidance costs on a step that does not fire."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+
+from lmguide.measures import entropy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    Entropies: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+    """From logits `[rows, V]` and the numbers of some rows `[n]` to the entropies `[n]` of those, in nats."""
+
+AT_A_TIME = 2**18
+"""Scores that are worked out together on a CPU, so that pass after pass finds them in its cache."""
+
+logger = logging.getLogger("vllm.lmguide")
+
+
+def entropies(logits: Tensor, rows: Tensor) -> Tensor:
+    """Entropies `[n]` in nats of some rows `[n]` of logits `[rows, V]`, by `measures.entropy`."""
+    if logits.device.type != "cpu":
+        return _entropies(logits, rows)
+    return torch.cat([_entropies(logits, some) for some in rows.split(max(1, AT_A_TIME // logits.shape[1]))])
+
+
+def entropies_for(config: Any, device: torch.device) -> Entropies:
+    """`entropies` as a server wants it: compiled if it compiles its model, by itself (`--enforce-eager`) if not.
+
+    Args:
+        config: The server's configuration; `None` for no server.
+        device: Where the logits are.
+    """
+    if config is None or not config.compilation_config.mode:
+        return entropies
+    from vllm.platforms import current_platform
+
+    return _compiled(current_platform.simple_compile_backend, config.model_config.get_vocab_size(), device)
+
+
+@functools.cache
+def _compiled(backend: str, vocab_size: int, device: torch.device) -> Entropies:
+    """One kernel that reads the rows where they are; made now, and not while requests wait."""
+    kernel = torch.compile(_entropies, dynamic=True, backend=backend)
+
+    def compiled(logits: Tensor, rows: Tensor) -> Tensor:
+        # Of a single row a compiler makes a kernel of its own, for which it takes as long again.
+        return kernel(logits, rows) if len(rows) > 1 else entropies(logits, rows)
+
+    try:
+        with torch.inference_mode():
+            # Numbers that differ, since equal ones would be taken to be always equal.
+            compiled(torch.zeros(3, vocab_size, device=device), torch.arange(2, device=device))
+    except Exception:  # any: what compilers raise is theirs, and guidance is exact without
+        logger.warning("lmguide: the entropy could not be compiled; it will take longer.", exc_info=True)
+        return entropies
+    return compiled
+
+
+def _entropies(logits: Tensor, rows: Tensor) -> Tensor:
+    return entropy(logits.index_select(0, rows))
