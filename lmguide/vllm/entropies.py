@@ -49,18 +49,19 @@ def entropies_for(config: Any, device: torch.device) -> Entropies:
 def _compiled(backend: str, vocab_size: int, device: torch.device) -> Entropies:
     """One kernel that reads the rows where they are; made now, and not while requests wait."""
     kernel = torch.compile(_entropies, dynamic=True, backend=backend)
-
-    def compiled(logits: Tensor, rows: Tensor) -> Tensor:
-        # Of a single row a compiler makes a kernel of its own, for which it takes as long again.
-        return kernel(logits, rows) if len(rows) > 1 else entropies(logits, rows)
-
     try:
         with torch.inference_mode():
             # Numbers that differ, since equal ones would be taken to be always equal.
-            compiled(torch.zeros(3, vocab_size, device=device), torch.arange(2, device=device))
-    except Exception:  # any: what compilers raise is theirs, and guidance is exact without
+            kernel(torch.zeros(3, vocab_size, device=device), torch.arange(2, device=device))
+    except (RuntimeError, OSError):  # no compiler, or nowhere to write: guidance is exact without
         logger.warning("lmguide: the entropy could not be compiled; it will take longer.", exc_info=True)
         return entropies
+
+    def compiled(logits: Tensor, rows: Tensor) -> Tensor:
+        # What the kernel does not fit, a single row for one, goes without: a compiler would hold all requests up.
+        with torch.compiler.set_stance("eager_on_recompile"):
+            return kernel(logits, rows)
+
     return compiled
 
 

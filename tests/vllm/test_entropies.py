@@ -56,7 +56,31 @@ def test_a_server_that_compiles_its_model_has_one_kernel(afresh: None) -> None:
         logits = _logits()
         for rows in _rows(logits):
             torch.testing.assert_close(measure(logits, torch.tensor(rows)), measures.entropy(logits[rows]))
-        assert measure(logits[:1], torch.tensor([0])).shape == (1,)
+        torch.testing.assert_close(measure(logits[:1], torch.tensor([0])), measures.entropy(logits[:1]))
+
+
+def test_nothing_is_compiled_once_requests_run(afresh: None) -> None:
+    made: list[Any] = []
+    called: list[int] = []
+
+    def backend(module: Any, inputs: Any) -> Any:
+        made.append(module)
+
+        def run(*args: Any) -> Any:
+            called.append(len(args))
+            return module.forward(*args)
+
+        return run
+
+    measure = _compiled(backend, VOCAB, CPU)
+    assert (len(made), len(called)) == (1, 1)
+    with torch.inference_mode():
+        logits = _logits()
+        for rows in _rows(logits):
+            measure(logits, torch.tensor(rows))
+    assert (len(made), len(called)) == (1, 3)  # those of several rows
+    measure(_logits(), torch.tensor([0, 1]))  # outside of inference mode, for which the kernel was not made
+    assert (len(made), len(called)) == (1, 3)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
