@@ -56,14 +56,14 @@ class WordReward:
         self.generation = generation
         self.beta = context.beta
         self.spelling = spelling(generation.tokenizer, generation.vocab_size)
-        ends: dict[bytes, float] = {}
+        goes_on: dict[bytes, float] = {}
         if context.exclude_at == "expected" and context.exclude and not generation.model.config.is_encoder_decoder:
-            ends = _ends(context, self.spelling, generation)
+            goes_on = _goes_on(context, self.spelling, generation)
             self.forwards = self.nfe = 1
         prompts = generation.prompts.tokens()
         self.prompts = [self.spelling.text(row) for row in prompts]
         wanted = [_Wanted.of(words, context.variants, self.spelling, generation) for words in lists(context.include)]
-        unwanted = [_Unwanted.of(words, context, self.spelling, ends) for words in lists(context.exclude)]
+        unwanted = [_Unwanted.of(words, context, self.spelling, goes_on) for words in lists(context.exclude)]
         self.wanted = per_row("include", wanted, prompts)
         self.unwanted = per_row("exclude", unwanted, prompts)
 
@@ -111,7 +111,9 @@ class _Unwanted:
     known: dict[tuple[frozenset[tuple[bytes, bytes]], bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, words: Sequence[str], context: WordLists, spelled: Spelling, ends: Mapping[bytes, float]) -> _Unwanted:
+    def of(
+        cls, words: Sequence[str], context: WordLists, spelled: Spelling, goes_on: Mapping[bytes, float]
+    ) -> _Unwanted:
         missing: dict[bytes, set[tuple[bytes, bytes]]] = {}
         inside, price = {}, {}
         for word in words:
@@ -122,7 +124,7 @@ class _Unwanted:
                 for cut in range(len(form) + 1):
                     missing.setdefault(form[:cut], set()).add((form[cut:], form))
                 inside[form] = spelled.ending(form, inside=True)
-                price[form] = _expected(ends.get(form, 0.0), context.alpha)
+                price[form] = _expected(goes_on.get(form, 1.0), context.alpha)
                 if context.exclude_at == "last_token":
                     price[form] = -context.alpha
         longest = max(map(len, price), default=0)
@@ -157,14 +159,18 @@ class _Unwanted:
         return self.known[key]
 
 
-def _expected(ends: float, alpha: float) -> float:
-    """`log(1 - p + p exp(-alpha))`: what a token costs behind which there is `alpha` to pay with probability `p`."""
-    return max(-alpha, math.log(max(1 - ends + ends * math.exp(-alpha), torch.finfo(torch.float32).tiny)))
+def _expected(goes_on: float, alpha: float) -> float:
+    """`log(q + (1 - q) exp(-alpha))`: what a token costs behind which there is `alpha` to pay, but with chance `q`."""
+    return max(-alpha, math.log(max(goes_on + (1 - goes_on) * math.exp(-alpha), torch.finfo(torch.float32).tiny)))
 
 
 @torch.no_grad()
-def _ends(context: WordLists, spelled: Spelling, generation: Generation) -> dict[bytes, float]:
-    """The chance that each excluded form ends where its letters do, if it stands alone: one pass over short rows."""
+def _goes_on(context: WordLists, spelled: Spelling, generation: Generation) -> dict[bytes, float]:
+    """The chance that each excluded form goes on behind its letters, if it stands alone: one pass over short rows.
+
+    Summed over the tokens that go on, and not as what those that end it leave of 1: of a word that nearly always ends,
+    rounding would leave little.
+    """
     every = {form for words in lists(context.exclude) for word in words for form in forms(word, context.variants)}
     paths: dict[str, tuple[int, ...]] = {}
     for form, found in _paths(sorted(every), spelled, generation.tokenizer).items():
@@ -177,8 +183,9 @@ def _ends(context: WordLists, spelled: Spelling, generation: Generation) -> dict
     rows = pack([[*begins, *path] for path in paths.values()], generation.device)
     none = rows.ids[:, :0]
     logits = Branch(generation.model, rows, len(paths), use_cache=False).logits(none)[:, -1]
-    after = torch.tensor(spelled.after_word, device=logits.device)
-    chances = logits.float().softmax(-1)[:, after].sum(-1).clamp(0, 1)
+    inside = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    inside[torch.tensor(spelled.after_word, device=logits.device)] = False
+    chances = logits.float().softmax(-1)[:, inside].sum(-1).clamp(0, 1)
     return {form.encode(): chance for form, chance in zip(paths, chances.tolist(), strict=True)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COPIED = ("mistral_sliding", "qwen3_next")
+FLOAT32 = ("qwen3_next",)
+"""transformers rounds the states of its gated delta rule to float32, whatever the rest of the model is."""
+ROUNDING = {torch.float64: 1e-12, torch.float32: 5e-5}
+"""What is left between two ways to the same logits: over instruction sets up to 2e-15, and up to 2e-5 in float32."""
 WAYS: dict[str, Way] = {family: "copied" if family in COPIED else "shared" for family in CAUSAL}
 
 
@@ -49,12 +54,19 @@ def _check(reader: PrefixClassifier, rows: list[list[int]], answers: list[list[i
     with torch.no_grad():
         after, before = reader.logits(generated, candidates)
     whole = [[*row, *answer] for row, answer in zip(rows, answers, strict=True)]
-    torch.testing.assert_close(before, _table(reader.classifier, [[text] for text in whole])[:, 0], atol=1e-5, rtol=0)
+    rounding = ROUNDING[before.dtype]
+    alone_before = _table(reader.classifier, [[text] for text in whole])[:, 0]
+    torch.testing.assert_close(before, alone_before, atol=rounding, rtol=0)
     expected = _table(
         reader.classifier,
         [[[*text, token] for token in row] for text, row in zip(whole, candidates.tolist(), strict=True)],
     )
-    torch.testing.assert_close(after, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(after, expected, atol=rounding, rtol=0)
+
+
+def _precise(family: str) -> Any:
+    """The classifier in float64, where only a fault can be seen, or as near as the family comes to it."""
+    return causal(family) if family in FLOAT32 else copy.deepcopy(causal(family)).double()
 
 
 def _table(model: Any, texts: list[list[list[int]]]) -> Tensor:
@@ -66,7 +78,7 @@ def _table(model: Any, texts: list[list[list[int]]]) -> Tensor:
 def test_candidates_are_scored_as_whole_texts(family: str, most: int) -> None:
     rows = prompts()
     answers = [tokens(12, 50 + row) for row in range(len(rows))]
-    reader = PrefixClassifier(causal(family), Rows(*padded(rows)), WAYS[family], most)
+    reader = PrefixClassifier(_precise(family), Rows(*padded(rows)), WAYS[family], most)
     _check(reader, rows, [[] for _ in rows], 0)
     for length in (1, 2, 5, 5, 6, 12):  # some steps are skipped, one is asked twice
         _check(reader, rows, [answer[:length] for answer in answers], length)
@@ -80,7 +92,7 @@ def test_beams_move_their_cache(family: str) -> None:
     prompt = prompts()[0]
     rows = [prompt] * 3
     answers = [tokens(4, 50 + row) for row in range(3)]
-    reader = PrefixClassifier(causal(family), Rows(*padded(rows)), WAYS[family])
+    reader = PrefixClassifier(_precise(family), Rows(*padded(rows)), WAYS[family])
     reader.reorder(torch.tensor([2, 1, 0]))  # before there is anything to move
     _check(reader, rows, answers, 0)
     reader.reorder(torch.tensor([2, 2, 0]))

@@ -235,11 +235,11 @@ def test_the_last_letter_costs_what_is_to_be_expected_behind_it() -> None:
     for word in (" sailor", " sailors"):
         ids = tokenizer(word, add_special_tokens=False)["input_ids"]
         with torch.no_grad():
-            after = model(torch.tensor([[bos, *ids]])).logits[0, -1].softmax(-1)
+            after = model(torch.tensor([[bos, *ids]])).logits[0, -1].double().softmax(-1)
         letters = [re.match(r"\w", str(tokenizer.decode([token]))) for token in range(len(tokenizer))]
-        ends = sum(float(chance) for chance, letter in zip(after, letters, strict=False) if not letter)
+        goes_on = sum(float(chance) for chance, letter in zip(after, letters, strict=True) if letter)
         cost = found.log_rewards(torch.tensor([ids[:-1]]).long(), logits)[0, ids[-1]]
-        assert float(cost) == pytest.approx(math.log(1 - ends + ends * math.exp(-ALPHA)), abs=1e-4)
+        assert float(cost) == pytest.approx(math.log(goes_on + (1 - goes_on) * math.exp(-ALPHA)), abs=1e-5)
         assert found.log_rewards(torch.tensor([ids]), logits)[0, tokenizer.convert_tokens_to_ids(".")] == -ALPHA
 
 
