@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tests.vllm.reference import Reference
 
 pytestmark = [
+    pytest.mark.engine,
     pytest.mark.xdist_group("vllm"),
     pytest.mark.filterwarnings("ignore"),  # vLLM's own
     pytest.mark.timeout(400, method="signal"),

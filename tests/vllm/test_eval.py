@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lmguide.eval.harness.vllm import GuidedVLLM
 
 pytestmark = [
+    pytest.mark.engine,
     pytest.mark.timeout(300, method="signal"),
     pytest.mark.xdist_group("vllm"),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),

@@ -139,6 +139,7 @@ def server_options(guides: dict[str, Path]) -> tuple[str, ...]:
     return (*small(17), "--additional-config", json.dumps(additional_config(guides)))
 
 
+@pytest.mark.engine
 @needs_vllm
 def test_guided_by_a_guide_among_others(client: Client, reference: Reference, guides: dict[str, Path]) -> None:
     kinds = guided_kinds(guides)
@@ -159,6 +160,7 @@ def test_guides_change_the_answer(reference: Reference, guides: dict[str, Path])
     assert all(reference.answer(prompt, methods).tokens != plain for _, methods in guided_kinds(guides))
 
 
+@pytest.mark.engine
 @needs_vllm
 @pytest.mark.parametrize(
     ("guidance", "words"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [
+    pytest.mark.engine,
     pytest.mark.xdist_group("vllm"),
     pytest.mark.filterwarnings("ignore"),  # vLLM's own
     pytest.mark.timeout(400, method="signal"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.vllm.reference import Reference
 
 pytestmark = [
+    pytest.mark.engine,
     pytest.mark.xdist_group("vllm"),
     pytest.mark.timeout(400, method="signal"),  # an exception, so that the server is ended too
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
