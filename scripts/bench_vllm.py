@@ -291,7 +291,7 @@ def modes_for(without: Engine, engine: Engine, seen: dict[str, dict[str, float]]
         def run(threshold: float) -> tuple[Any, list[float]]:
             found = engine.run({**arguments, "entropy_threshold": min(threshold, 1e9)}, requests=CALIBRATION)
             fired, skipped = found.get("guided_steps", 0), found.get("skipped_steps", 0)
-            return SimpleNamespace(fired=fired, steps=fired + skipped), [0.0, math.log(VOCAB)]
+            return SimpleNamespace(fired=fired, steps=fired + skipped), between
 
         return run
 
@@ -308,8 +308,10 @@ def modes_for(without: Engine, engine: Engine, seen: dict[str, dict[str, float]]
         ("SelectiveCFG about 10%, own negatives", cfg),
         ("SuffixCFG (MTI) about 10%", suffix),
     )
+    between = [0.0, math.log(VOCAB)]
     for name, arguments in selective:
         threshold = threshold_for(0.1, share(arguments))
+        between = [threshold]  # the next mode's is near
         modes[name] = mode(name, engine, {**arguments, "entropy_threshold": threshold})
         modes[f"{name}: {BOUND}"] = bound(f"{name}: {BOUND}", name)
     return modes
