@@ -90,16 +90,18 @@ class Group:
     @property
     def is_open(self) -> bool:
         """Whether some but not all of those that are wanted run: nobody may take the places of the others."""
-        if not self.wanted or not self.companions:
+        if not self.wanted or not self.companions or not (missing := self.missing):
             return False
         if self.selective:
-            return any(member.status == RequestStatus.RUNNING for member in self.companions) and bool(self.missing)
-        return 0 < len(self.missing) < len(self.members)
+            return any(member.status == RequestStatus.RUNNING for member in self.companions)
+        return len(missing) < len(self.members)
 
     @property
     def kept_places(self) -> int:
         """Rows of a batch that are kept for members that do not run yet."""
-        return len(self.missing) if self.is_open else int(self.parked and bool(self.missing))
+        if not self.wanted or not (missing := len(self.missing)):
+            return 0
+        return missing if self.is_open else int(self.parked)
 
     @property
     def more_places(self) -> int:
@@ -163,7 +165,8 @@ def is_companion(request_id: str) -> bool:
 
 def left(request: Any) -> int:
     """Tokens a request has to compute before it samples."""
-    return int(request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens)
+    tokens: int = request.num_tokens_with_spec + request.num_output_placeholders - request.num_computed_tokens
+    return tokens
 
 
 def open_group(request: Any, plan: Plan, scheduler: Any) -> Group:

@@ -6,6 +6,7 @@ Runs in the frontend, knows nothing of vLLM, and refuses whatever it does not un
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -163,7 +164,18 @@ def _methods(given: Mapping[str, Any]) -> list[Guidance]:
 def _method(item: Any) -> Guidance:
     if isinstance(item, Guidance):
         return item
-    data = item if isinstance(item, Mapping) else parse_compact(item, "guidance", EXAMPLE)
+    if isinstance(item, str):
+        return _compact(item)
+    return _built(item if isinstance(item, Mapping) else parse_compact(item, "guidance", EXAMPLE))
+
+
+@functools.lru_cache(maxsize=256)
+def _compact(text: str) -> Guidance:
+    """Kept, because many requests ask for the same, and each is read by the frontend twice."""
+    return _built(parse_compact(text, "guidance", EXAMPLE))
+
+
+def _built(data: Mapping[str, Any]) -> Guidance:
     try:
         kind = GUIDANCE.get(data.get("name"))
         if kind.name in UNSERVED:  # before it is made: some look at files when they are

@@ -1,8 +1,8 @@
 """Every place inside vLLM that is changed from outside, and the check that each has the shape we know.
 
-Five seams: the scheduler's class, the frontend's input processing, beam search's parameters, the statistics a server
-records, and sampling in the workers. On a release that is not in `TESTED` nothing is changed, and requests that ask for
-guidance are refused.
+Six seams: the scheduler's class, the frontend's input processing, beam search's parameters, the statistics a server
+records, sampling in the workers, and how blocks are copied on a CPU. On a release that is not in `TESTED` nothing is
+changed, and requests that ask for guidance are refused.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
         "vllm.v1.worker.gpu_model_runner:GPUModelRunner._bookkeeping_sync": ("self", "scheduler_output"),
         "vllm.v1.worker.gpu_input_batch:InputBatch.update_async_output_token_ids": ("self",),
         "vllm.v1.worker.gpu_input_batch:InputBatch._make_sampling_metadata": ("self",),
+        "vllm.v1.worker.gpu_model_runner:copy_kv_cache_blocks_inplace": (
+            "kv_caches",
+            "num_blocks",
+            "kv_cache_block_copies",
+        ),
     },
     "slots": {
         "vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample": (
@@ -241,8 +246,10 @@ def install_worker(kind_of_processor: type[Any], *, slots: bool) -> None:
 
 
 def _install_rows(ours: Callable[[Any], Any]) -> None:
+    from vllm.v1.worker import gpu_model_runner
     from vllm.v1.worker.gpu_input_batch import InputBatch
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    GPUModelRunner = gpu_model_runner.GPUModelRunner
 
     make_metadata = InputBatch._make_sampling_metadata
     sample_tokens, sample, bookkeeping = (
@@ -302,10 +309,33 @@ def _install_rows(ours: Callable[[Any], Any]) -> None:
         finally:
             self.logitsprocs_need_output_token_ids = told
 
+    gpu_model_runner.copy_kv_cache_blocks_inplace = copying(gpu_model_runner.copy_kv_cache_blocks_inplace)
     InputBatch._make_sampling_metadata = telling_metadata
     GPUModelRunner.sample_tokens = guided_sample_tokens
     GPUModelRunner._sample = copying_sample
     GPUModelRunner._bookkeeping_sync = sparing_bookkeeping
+
+
+def copying(copy_blocks: Callable[[Any, int, Any], None]) -> Callable[[Any, int, Any], None]:
+    """The copy of blocks, which vLLM makes byte by byte, but a whole block at once where that is a CPU's memory.
+
+    A companion behind a suffix begins with a copy of its conditional's last block.
+    """
+
+    @functools.wraps(copy_blocks)
+    def copy_whole_blocks(kv_caches: Any, num_blocks: int, kv_cache_block_copies: Any) -> None:
+        kv_caches = list(kv_caches)
+        caches = {cache.data_ptr(): cache for cache in kv_caches}.values()
+        if not all(cache.device.type == "cpu" and cache.nbytes == cache.untyped_storage().nbytes() for cache in caches):
+            copy_blocks(kv_caches, num_blocks, kv_cache_block_copies)
+            return
+        for cache in caches:
+            blocks = cache.unflatten(0, (num_blocks, -1))
+            copies = [(blocks[source].clone(), target) for source, target in kv_cache_block_copies]
+            for block, target in copies:  # after all were read, since one may be another's source
+                blocks[target].copy_(block)
+
+    return copy_whole_blocks
 
 
 @contextmanager

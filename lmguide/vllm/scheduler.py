@@ -53,6 +53,10 @@ def guided(base: type[Any]) -> type[Any]:
             """Every group once."""
             return list(self._heads.values())
 
+        def _groups_of(self, names: Iterable[str]) -> list[Group]:
+            """The groups of some requests, each once."""
+            return list(dict.fromkeys(self.groups[name] for name in names if name in self.groups))
+
         def count(self, name: str, by: int = 1) -> None:
             """Count for `/metrics`."""
             self.counts[name] += by
@@ -90,7 +94,7 @@ def guided(base: type[Any]) -> type[Any]:
                 super().add_request(companion)
                 self.groups[companion.request_id] = group
                 if group.selective:  # the conditional waits for it, and nobody else should go first
-                    self.waiting.remove_requests([companion])
+                    self.waiting.remove_request(companion)
                     self.waiting.prepend_request(companion)
 
         def dismiss_companions(self, group: Group) -> None:
@@ -155,18 +159,19 @@ def guided(base: type[Any]) -> type[Any]:
                 output = super().schedule(*args, **kwargs)
             finally:
                 self.max_num_active_reqs, self.max_num_running_reqs = limits
-            self._introduce(output)
-            self._check(output)
+            planned = self._groups_of(output.num_scheduled_tokens)
+            self._introduce(output, planned)
+            self._check(output, planned)
             self.step.note(output)
             # Read when the step comes back, when later ones may have been scheduled already.
             output.lmguide_sampling = {
-                group.conditional.request_id for group in self.each_group() if not group.speaker.is_prefill_chunk
+                group.conditional.request_id for group in planned if not group.speaker.is_prefill_chunk
             }
             return output
 
-        def _introduce(self, output: Any) -> None:
+        def _introduce(self, output: Any, planned: list[Group]) -> None:
             """Turn members that entered beside vLLM's admission from running requests into new ones."""
-            for group in self.each_group():
+            for group in planned:
                 for member in group.members if group.fresh else ():
                     name = member.request_id
                     if name in group.fresh and name in output.num_scheduled_tokens:
@@ -186,9 +191,9 @@ def guided(base: type[Any]) -> type[Any]:
             data.num_computed_tokens -= output.num_scheduled_tokens[request.request_id]
             output.scheduled_new_reqs.append(data)
 
-        def _check(self, output: Any) -> None:
+        def _check(self, output: Any, planned: list[Group]) -> None:
             """Count the step of every group, and fail a request whose group did not keep together."""
-            for group in self.each_group():
+            for group in planned:
                 if not group.wanted:
                     continue
                 samples = {
@@ -253,8 +258,10 @@ def guided(base: type[Any]) -> type[Any]:
             if not self.groups:
                 return super().update_from_output(scheduler_output, model_runner_output)
             sampling: set[str] = getattr(scheduler_output, "lmguide_sampling", set())
-            self._hand_over(scheduler_output.num_scheduled_tokens, sampling, model_runner_output)
-            spent = self._judge(scheduler_output.num_scheduled_tokens, sampling, model_runner_output)
+            scheduled = scheduler_output.num_scheduled_tokens
+            planned = self._groups_of(scheduled)
+            self._hand_over(planned, scheduled, sampling, model_runner_output)
+            spent = self._judge(planned, scheduled, sampling, model_runner_output)
             results = super().update_from_output(scheduler_output, model_runner_output)
             self._bury()
             for group in spent:
@@ -263,19 +270,19 @@ def guided(base: type[Any]) -> type[Any]:
                     self.dismiss_companions(group)
                     group.ahead, group.parked = 0, False
             for group in self.each_group():
-                head = group.conditional
-                ready = head.status == RequestStatus.RUNNING and left(head) == group.due
-                if group.selective and group.wanted and not group.companions and ready:
-                    self._bring_companions(group)
+                if group.selective and group.wanted and not group.companions:
+                    head = group.conditional
+                    if head.status == RequestStatus.RUNNING and left(head) == group.due:
+                        self._bring_companions(group)
             for outputs in results.values():
                 outputs.outputs = [each for each in outputs.outputs if not is_companion(each.request_id)]
                 if outputs.finished_requests:
                     outputs.finished_requests = {n for n in outputs.finished_requests if not is_companion(n)}
             return results
 
-        def _hand_over(self, scheduled: Any, sampling: set[str], model_output: Any) -> None:
+        def _hand_over(self, planned: list[Group], scheduled: Any, sampling: set[str], model_output: Any) -> None:
             """Let the token that a companion drew for its parked conditional be that one's, as if it had run itself."""
-            for group in self.each_group():
+            for group in planned:
                 head, speaker = group.conditional, group.speaker
                 if speaker is head or head.request_id not in sampling or speaker.request_id not in scheduled:
                     continue
@@ -287,11 +294,11 @@ def guided(base: type[Any]) -> type[Any]:
                 speaker.num_in_flight_tokens -= tokens
                 head.num_in_flight_tokens += tokens
 
-        def _judge(self, scheduled: Any, sampling: set[str], model_output: Any) -> list[Group]:
+        def _judge(self, planned: list[Group], scheduled: Any, sampling: set[str], model_output: Any) -> list[Group]:
             """Compare the tokens of each group, and note who asked for companions; returns groups that had theirs."""
             spent = []
             tokens, index = model_output.sampled_token_ids, model_output.req_id_to_index
-            for group in self.each_group() if tokens else ():
+            for group in planned if tokens else ():
                 head = group.conditional
                 if head.request_id not in scheduled or head.request_id not in self.requests:
                     continue

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.request import RequestStatus
 
 from lmguide.vllm.groups import caches, full_blocks
 
@@ -43,7 +44,7 @@ def keep(scheduler: Any, group: Group) -> None:
     if not is_plain(scheduler):
         return
     for number, (planned, companion) in enumerate(zip(group.plan.companions, group.companions, strict=True)):
-        if planned.behind or companion not in scheduler.running:
+        if planned.behind or companion.status != RequestStatus.RUNNING:
             continue  # what stands behind a suffix is not what comes next
         name = companion.request_id
         known = [cache.num_cached_block.get(name, 0) for cache in caches(scheduler)]
@@ -109,6 +110,6 @@ def _shared(scheduler: Any, group: Group, request: Any) -> int:
     """Tokens that a companion behind its conditional has in common with it, and that stand in the cache."""
     head = group.conditional
     behind = request is not head and group.plan.companions[group.companions.index(request)].behind
-    if not behind or head not in scheduler.running or not is_plain(scheduler):
+    if not behind or head.status != RequestStatus.RUNNING or not is_plain(scheduler):
         return 0
     return int(min(head.num_computed_tokens + group.ahead, request.num_tokens - 1))

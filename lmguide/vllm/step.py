@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from itertools import chain, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.core.sched.interface import PauseState
@@ -29,6 +30,8 @@ FIRST_SHARE = 1 / 6
 """Of requests that run alone, how many are taken to ask at first."""
 MEMORY = 16
 """Steps over which it is then averaged how many do."""
+PREFILL = 2
+"""Rank of a request that does not sample; 1: of a group that samples with some tokens more, 0: with one token each."""
 
 
 class Step:
@@ -44,6 +47,8 @@ class Step:
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
         self.released: set[str] = set()
+        self._running: dict[Group, None] = {}  # groups of which some member runs, in order
+        self._ready: set[Group] = set()  # those that could sample
         self._preempted = False  # memory ran out: nobody is let in
         self._closed = False  # a group waits for room: no newcomer goes first
         self._stalled = False
@@ -80,27 +85,29 @@ class Step:
     def _order(self) -> None:
         """Groups together; those that only sample first, so that the token budget cannot divide a group."""
         scheduler = self.scheduler
-        running: list[Any] = []
+        self._running.clear()
+        self._ready.clear()
+        ranked: list[tuple[int, Any]] = []
         for request in scheduler.running:
             group = scheduler.groups.get(request.request_id)
-            if group is None:
-                running.append(request)
-            elif request is group.conditional:
-                running += [member for member in group.members if member.status == RequestStatus.RUNNING]
-            elif group.conditional.status != RequestStatus.RUNNING:
-                running.append(request)
+            if group is not None:
+                if request is not group.conditional and group.conditional.status == RequestStatus.RUNNING:
+                    continue  # it comes with its conditional
+                self._running[group] = None
+            if group is None or not group.wanted:
+                ranked.append((0 if left(request) <= 1 else PREFILL, request))
+            elif _ready(group):
+                self._ready.add(group)
+                rank = int(any(left(member) > 1 for member in group.members))
+                ranked += [(rank, member) for member in group.members]
+            else:
+                members = group.members if request is group.conditional else [request]
+                ranked += [(PREFILL, member) for member in members if member.status == RequestStatus.RUNNING]
         if scheduler.policy == SchedulingPolicy.PRIORITY:
-            running.sort(key=lambda request: (request.priority, request.arrival_time))
-        scheduler.running[:] = sorted(running, key=self._class)
-
-    def _class(self, request: Any) -> int:
-        """0: samples with one token; 1: a group that samples with some more; 2: prefill."""
-        group = self.scheduler.groups.get(request.request_id)
-        if group is None or not group.wanted:
-            return 0 if left(request) <= 1 else 2
-        if not _ready(group):
-            return 2
-        return int(any(left(member) > 1 for member in group.members))
+            ranked.sort(key=lambda pair: (pair[0], pair[1].priority, pair[1].arrival_time))
+        else:
+            ranked.sort(key=itemgetter(0))
+        scheduler.running[:] = [request for _, request in ranked]
 
     def _secure(self, need: int) -> int:
         """Preempt until everything that runs can run: vLLM itself would preempt in the middle of a group.
@@ -163,6 +170,7 @@ class Step:
             # The conditional keeps its cache and will ask again.
             scheduler.dismiss_companions(group)
             group.unpark()
+            self._ready.discard(group)
         else:
             self.preempt(group)
 
@@ -188,7 +196,7 @@ class Step:
     # ----------------------------------------------------------------------------------------------------- admission
     def _count_places(self) -> None:
         self._promised = self._alone = self._most = self._have = parked = 0
-        for group in self.scheduler.each_group():
+        for group in self._running:
             if group.wanted:
                 self._promised += group.kept_places
                 parked += group.parked
@@ -207,9 +215,7 @@ class Step:
 
     def _watch(self) -> None:
         """Follow how many of the requests that can run alone ask for their companions."""
-        running = [
-            group for group in self.scheduler.each_group() if group.selective and group.conditional.num_output_tokens
-        ]
+        running = [group for group in self._running if group.selective and group.conditional.num_output_tokens]
         could = sum(len(group.plan.companions) - group.parks for group in running)
         if could:
             asking = sum(len(group.plan.companions) - group.parks for group in running if group.wanted)
@@ -336,7 +342,7 @@ class Step:
         scheduler = self.scheduler
         if request.status == RequestStatus.PREEMPTED:
             scheduler.finished_req_ids.add(request.request_id)  # the worker forgets it and meets it anew
-        scheduler.waiting.remove_requests([request])
+        scheduler.waiting.remove_request(request)
         scheduler.deferred_waiting.discard(request)
         hit = sharing.enter(scheduler, group, request)
         scheduler.kv_cache_manager.record_prefix_cache_stats(request, hit)
@@ -361,7 +367,7 @@ class Step:
             tokens = sum(left(request) for request in requests)
             if group is None or not group.wanted:
                 budget -= min(tokens, budget)
-            elif _ready(group) and tokens <= budget:
+            elif group in self._ready and tokens <= budget:
                 if all(left(member) <= threshold or threshold <= 0 for member in requests):
                     self.released.add(group.conditional.request_id)
                 budget -= tokens
@@ -373,7 +379,7 @@ class Step:
         scheduler = self.scheduler
         for request in scheduler.running:
             group = scheduler.groups.get(request.request_id)
-            if group is None or not _ready(group):
+            if group not in self._ready:
                 yield group, [request]
             elif request is group.conditional:
                 yield group, group.members

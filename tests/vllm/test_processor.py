@@ -282,3 +282,34 @@ def test_another_release_is_refused(processors: ModuleType, monkeypatch: pytest.
     with pytest.raises(ValueError, match=r"guidance: expected vLLM 0\.32, got 0\.99\.1"):
         processors.GuidanceProcessor.validate_params(SimpleNamespace(extra_args={"guidance_scale": 2.0}))
     processors.GuidanceProcessor.validate_params(SimpleNamespace(extra_args={"guidance_scale": 1.0}))
+
+
+def _caches() -> list[torch.Tensor]:
+    whole = [torch.arange(6 * 4 * 5, dtype=dtype).reshape(6, 4, 5) for dtype in (torch.float32, torch.bfloat16)]
+    split = torch.arange(12.0 * 7).reshape(12, 7)  # two blocks of the kernel for each of the scheduler's
+    return [*whole, whole[0], split]
+
+
+def _packed() -> list[torch.Tensor]:
+    shared = torch.arange(6 * 2 * 5.0).reshape(6, 2, 5)
+    return [shared[:, 0], shared[:, 1]]
+
+
+@pytest.mark.parametrize(("make", "ours"), [(_caches, True), (_packed, False)])
+def test_blocks_are_copied_as_vllm_copies_them(processors: Any, make: Any, ours: bool) -> None:
+    from vllm.v1.worker.utils import copy_kv_cache_blocks_inplace as theirs
+
+    told: list[int] = []
+
+    def slow(caches: Any, blocks: int, copies: Any) -> None:
+        told.append(blocks)
+        theirs(caches, blocks, copies)
+
+    copies = [(0, 3), (3, 5), (1, 0)]  # what is a source may be overwritten too
+    expected, found = make(), make()
+    theirs(expected, 6, copies)
+    processors.patches.copying(slow)(iter(found), 6, copies)
+    for one, other, before in zip(found, expected, make(), strict=True):
+        torch.testing.assert_close(one, other, atol=0, rtol=0)
+        assert not torch.equal(one, before)
+    assert told == ([] if ours else [6])
