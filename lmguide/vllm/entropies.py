@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 AT_A_TIME = 2**18
 """Scores that are worked out together on a CPU, so that pass after pass finds them in its cache."""
+PADDING = 64
+"""vLLM's output layers have a multiple of so many rows; what is left of their logits is a view with a stride."""
 
 logger = logging.getLogger("vllm.lmguide")
 
@@ -32,35 +34,43 @@ def entropies(logits: Tensor, rows: Tensor) -> Tensor:
 
 
 def entropies_for(config: Any, device: torch.device) -> Entropies:
-    """`entropies` as a server wants it: compiled if it compiles its model, by itself (`--enforce-eager`) if not.
+    """`entropies` as a server wants it: compiled on a CPU, unless the server compiles nothing (`--enforce-eager`).
 
     Args:
         config: The server's configuration; `None` for no server.
         device: Where the logits are.
     """
-    if config is None or not config.compilation_config.mode:
+    if config is None or not config.compilation_config.mode or device.type != "cpu":
         return entropies
     from vllm.platforms import current_platform
 
-    return _compiled(current_platform.simple_compile_backend, config.model_config.get_vocab_size(), device)
+    return _compiled(current_platform.simple_compile_backend, config.model_config.get_vocab_size())
 
 
 @functools.cache
-def _compiled(backend: str, vocab_size: int, device: torch.device) -> Entropies:
-    """One kernel that reads the rows where they are; made now, and not while requests wait."""
+def _compiled(backend: str, vocab_size: int) -> Entropies:
+    """A kernel that reads the rows where they are; made now, and not while requests wait."""
     kernel = torch.compile(_entropies, dynamic=True, backend=backend)
     try:
         with torch.inference_mode():
-            # Numbers that differ, since equal ones would be taken to be always equal.
-            kernel(torch.zeros(3, vocab_size, device=device), torch.arange(2, device=device))
+            for width in sorted({vocab_size, -(-vocab_size // PADDING) * PADDING}):
+                # Numbers that differ, since equal ones would be taken to be always equal.
+                kernel(torch.zeros(3, width)[:, :vocab_size], torch.arange(2))
     except (RuntimeError, OSError):  # no compiler, or nowhere to write: guidance is exact without
         logger.warning("lmguide: the entropy could not be compiled; it will take longer.", exc_info=True)
         return entropies
+    fits = True
 
     def compiled(logits: Tensor, rows: Tensor) -> Tensor:
-        # What the kernel does not fit, a single row for one, goes without: a compiler would hold all requests up.
-        with torch.compiler.set_stance("eager_on_recompile"):
-            return kernel(logits, rows)
+        nonlocal fits
+        if fits and len(rows) > 1:  # of a single row a compiler would make a kernel of its own
+            try:
+                with torch.compiler.set_stance("fail_on_recompile"):  # which would hold all requests up
+                    return kernel(logits, rows)
+            except RuntimeError:
+                fits = False
+                logger.warning("lmguide: the entropy's kernel does not fit; it will take longer.", exc_info=True)
+        return entropies(logits, rows)
 
     return compiled
 

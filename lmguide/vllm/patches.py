@@ -317,25 +317,30 @@ def _install_rows(ours: Callable[[Any], Any]) -> None:
 
 
 def copying(copy_blocks: Callable[[Any, int, Any], None]) -> Callable[[Any, int, Any], None]:
-    """The copy of blocks, which vLLM makes byte by byte, but a whole block at once where that is a CPU's memory.
+    """The copy of blocks, which vLLM makes number by number, but a run of memory at a time where that is a CPU's.
 
     A companion behind a suffix begins with a copy of its conditional's last block.
     """
 
+    def has_all(cache: Any) -> bool:
+        """Whether the view is all that is copied: of memory that it fills with its strides vLLM takes the whole."""
+        strides = cache.stride(0) * cache.element_size() * cache.shape[0]
+        memory = cache.untyped_storage().nbytes()
+        return bool(cache.device.type == "cpu" and (strides != memory or cache.nbytes == memory))
+
     @functools.wraps(copy_blocks)
-    def copy_whole_blocks(kv_caches: Any, num_blocks: int, kv_cache_block_copies: Any) -> None:
+    def copy_by_runs(kv_caches: Any, num_blocks: int, kv_cache_block_copies: Any) -> None:
         kv_caches = list(kv_caches)
-        caches = {cache.data_ptr(): cache for cache in kv_caches}.values()
-        if not all(cache.device.type == "cpu" and cache.nbytes == cache.untyped_storage().nbytes() for cache in caches):
+        if not all(has_all(cache) for cache in kv_caches):
             copy_blocks(kv_caches, num_blocks, kv_cache_block_copies)
             return
-        for cache in caches:
+        for cache in {cache.data_ptr(): cache for cache in kv_caches}.values():
             blocks = cache.unflatten(0, (num_blocks, -1))
             copies = [(blocks[source].clone(), target) for source, target in kv_cache_block_copies]
             for block, target in copies:  # after all were read, since one may be another's source
                 blocks[target].copy_(block)
 
-    return copy_whole_blocks
+    return copy_by_runs
 
 
 @contextmanager

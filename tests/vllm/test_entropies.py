@@ -48,18 +48,21 @@ def test_chosen_rows() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 @pytest.mark.filterwarnings("ignore")  # of what compiles
-def test_a_server_that_compiles_its_model_has_one_kernel(afresh: None) -> None:
+def test_a_server_that_compiles_its_model_has_a_kernel(afresh: None, caplog: pytest.LogCaptureFixture) -> None:
     measure = entropies_for(_config(mode=3), CPU)
     assert measure is not entropies and entropies_for(_config(mode=3), CPU) is measure
     # As in a worker; more kernels would be compiled while requests wait.
     with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
         logits = _logits()
+        padded = torch.cat([logits, torch.full((len(logits), 24), 9.0)], 1)[:, :VOCAB]  # as an output layer may be
         for rows in _rows(logits):
-            torch.testing.assert_close(measure(logits, torch.tensor(rows)), measures.entropy(logits[rows]))
+            for given in (logits, padded):
+                torch.testing.assert_close(measure(given, torch.tensor(rows)), measures.entropy(logits[rows]))
         torch.testing.assert_close(measure(logits[:1], torch.tensor([0])), measures.entropy(logits[:1]))
+    assert "does not fit" not in caplog.text
 
 
-def test_nothing_is_compiled_once_requests_run(afresh: None) -> None:
+def test_nothing_is_compiled_once_requests_run(afresh: None, caplog: pytest.LogCaptureFixture) -> None:
     made: list[Any] = []
     called: list[int] = []
 
@@ -72,15 +75,20 @@ def test_nothing_is_compiled_once_requests_run(afresh: None) -> None:
 
         return run
 
-    measure = _compiled(backend, VOCAB, CPU)
-    assert (len(made), len(called)) == (1, 1)
+    measure = _compiled(backend, VOCAB)
+    kernels, calls = len(made), len(called)
+    assert kernels and calls == 2  # of rows next to each other, and of padded ones
     with torch.inference_mode():
         logits = _logits()
         for rows in _rows(logits):
             measure(logits, torch.tensor(rows))
-    assert (len(made), len(called)) == (1, 3)  # those of several rows
-    measure(_logits(), torch.tensor([0, 1]))  # outside of inference mode, for which the kernel was not made
-    assert (len(made), len(called)) == (1, 3)
+    assert (len(made), len(called)) == (kernels, calls + 2)  # those of several rows
+    assert "does not fit" not in caplog.text
+    # Outside of inference mode, for which the kernel was not made: then, and from then on, it is not asked.
+    for rows in _rows(logits):
+        torch.testing.assert_close(measure(logits.clone(), torch.tensor(rows)), measures.entropy(logits[rows]))
+    assert (len(made), len(called)) == (kernels, calls + 2)
+    assert caplog.text.count("does not fit") == 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -100,6 +108,7 @@ def test_guidance_goes_on_where_nothing_can_be_compiled(
 
 def test_a_server_that_does_not_compile() -> None:
     assert entropies_for(_config(mode=0), CPU) is entropies_for(None, CPU) is entropies
+    assert entropies_for(_config(mode=3), torch.device("cuda")) is entropies
 
 
 def _config(mode: int) -> Any:

@@ -290,12 +290,19 @@ def _caches() -> list[torch.Tensor]:
     return [*whole, whole[0], split]
 
 
-def _packed() -> list[torch.Tensor]:
+def _layers() -> list[torch.Tensor]:
+    """Of one memory, one layer behind the other, as vLLM has them on a CPU."""
+    shared = torch.arange(3 * 6 * 2 * 5.0)
+    return [shared.as_strided((6, 2, 5), (10, 5, 1), 60 * layer) for layer in range(3)]
+
+
+def _blocks() -> list[torch.Tensor]:
+    """The same, but block by block, of which vLLM copies all there is."""
     shared = torch.arange(6 * 2 * 5.0).reshape(6, 2, 5)
     return [shared[:, 0], shared[:, 1]]
 
 
-@pytest.mark.parametrize(("make", "ours"), [(_caches, True), (_packed, False)])
+@pytest.mark.parametrize(("make", "ours"), [(_caches, True), (_layers, True), (_blocks, False)])
 def test_blocks_are_copied_as_vllm_copies_them(processors: Any, make: Any, ours: bool) -> None:
     from vllm.v1.worker.utils import copy_kv_cache_blocks_inplace as theirs
 
