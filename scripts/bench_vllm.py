@@ -261,13 +261,16 @@ def _hide_plugin() -> None:
     importlib.metadata.entry_points = entry_points
 
 
-def modes_for(without: Engine, engine: Engine, seen: dict[str, dict[str, float]]) -> dict[str, Callable[[], str]]:
+def modes_for(
+    without: Engine, engine: Engine, seen: dict[str, dict[str, float]], selective: bool
+) -> dict[str, Callable[[], str]]:
     """The modes by name; each runs once and tells what it did.
 
     Args:
         without: The engine without the plugin.
         engine: The one with it.
         seen: Takes what each mode's last run counted.
+        selective: Whether the selective ones are among them.
     """
 
     def tell(name: str, found: dict[str, float]) -> str:
@@ -303,13 +306,13 @@ def modes_for(without: Engine, engine: Engine, seen: dict[str, dict[str, float]]
         "plugin, not used": mode("plugin, not used", engine),
         "CFG": mode("CFG", engine, cfg),
     }
-    selective = (
+    gated = (
         ("SelectiveCFG about 10%", one),
         ("SelectiveCFG about 10%, own negatives", cfg),
         ("SuffixCFG (MTI) about 10%", suffix),
     )
     between = [0.0, math.log(VOCAB)]
-    for name, arguments in selective:
+    for name, arguments in gated if selective else ():
         threshold = threshold_for(0.1, share(arguments))
         between = [threshold]  # the next mode's is near
         modes[name] = mode(name, engine, {**arguments, "entropy_threshold": threshold})
@@ -346,6 +349,7 @@ def main() -> None:
     parser.add_argument("--negative", type=int, help="tokens of a negative prompt (default: as many)")
     parser.add_argument("--new", type=int, default=48, help="tokens of an answer on average")
     parser.add_argument("--size", type=int, nargs=2, default=[6, 512], metavar=("BLOCKS", "WIDTH"), help="of the model")
+    parser.add_argument("--no-selective", action="store_true", help="without selective modes and their thresholds")
     parser.add_argument("--json", help="also write what each mode's last run counted to this file")
     arguments = parser.parse_args()
     set_up(arguments)
@@ -370,7 +374,7 @@ def main() -> None:
         clock = Clock(arguments.device)
         without, engine = (stack.enter_context(Engine(load, plugin, clock)) for plugin in (False, True))
         seen: dict[str, dict[str, float]] = {}
-        rows = measure(modes_for(without, engine, seen), arguments.rounds, clock)
+        rows = measure(modes_for(without, engine, seen, not arguments.no_selective), arguments.rounds, clock)
     print(f"{title}, vLLM {importlib.metadata.version(_distribution())}")
     lengths = f"{load.prompt} tokens, negative prompts of {negative}, {load.new} new on average"
     print(f"{requests} requests of {lengths}, {2 * load.pairs} at a time\n")
