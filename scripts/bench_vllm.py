@@ -1,6 +1,7 @@
 """Cost of guided requests in vLLM beside plain ones, as ratios within one run; how: `scripts/interleaved.py`.
 
 Two engines, each in a process of its own, work in turn: one that knows nothing of lmguide, and one with the plugin.
+Plain requests come before and after each mode, for these runs take so long that a machine's speed changes meanwhile.
 Answers are of different lengths, so that the engine is full until the last requests. For each selective mode the
 engine without the plugin is also given plain requests that come to as many tokens and as many samples: what would be
 left if guidance itself cost nothing.
@@ -374,7 +375,8 @@ def main() -> None:
         clock = Clock(arguments.device)
         without, engine = (stack.enter_context(Engine(load, plugin, clock)) for plugin in (False, True))
         seen: dict[str, dict[str, float]] = {}
-        rows = measure(modes_for(without, engine, seen, not arguments.no_selective), arguments.rounds, clock)
+        modes = modes_for(without, engine, seen, not arguments.no_selective)
+        rows = measure(modes, arguments.rounds, clock, between=True)
     print(f"{title}, vLLM {importlib.metadata.version(_distribution())}")
     lengths = f"{load.prompt} tokens, negative prompts of {negative}, {load.new} new on average"
     print(f"{requests} requests of {lengths}, {2 * load.pairs} at a time\n")

@@ -67,7 +67,11 @@ class Stopwatch:
 
 
 def measure(
-    modes: Mapping[str, Callable[[], str]], rounds: int, stopwatch: Stopwatch, what: str = "rounds"
+    modes: Mapping[str, Callable[[], str]],
+    rounds: int,
+    stopwatch: Stopwatch,
+    what: str = "rounds",
+    between: bool = False,
 ) -> list[Row]:
     """Run all modes once to warm up and then in interleaved rounds.
 
@@ -76,23 +80,37 @@ def measure(
         rounds: How often.
         stopwatch: Started before each run.
         what: The progress bar's label.
+        between: Whether the first runs again after each other, whose ratio is then to the mean of the runs around it:
+            where runs are long, and the machine's speed changes meanwhile.
     """
     said = {name: run() for name, run in modes.items()}
+    first, *others = modes
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in modes}
+    ratios: dict[str, list[tuple[float, ...]]] = {name: [] for name in modes}
+
+    def timed(name: str) -> tuple[float, float]:
+        stopwatch.start()
+        modes[name]()
+        times[name].append(stopwatch.read())
+        return times[name][-1]
+
     for _ in tqdm(range(rounds), desc=what, file=sys.stderr):
-        for name, run in modes.items():
-            stopwatch.start()
-            run()
-            times[name].append(stopwatch.read())
-    first = times[next(iter(modes))]
+        before = timed(first)
+        ratios[first].append((1.0, 1.0))
+        for name in others:
+            found = timed(name)
+            after = timed(first) if between else before
+            ratios[name].append(tuple(2 * f / (b + a) for f, b, a in zip(found, before, after, strict=True)))
+            before = after
 
-    def median(name: str, which: int) -> float:
-        return statistics.median(time[which] for time in times[name])
+    def row(name: str) -> Row:
+        (cpu, wall), (cpu_ratio, wall_ratio) = (
+            [statistics.median(each[which] for each in found) for which in (0, 1)]
+            for found in (times[name], ratios[name])
+        )
+        return Row(name, cpu, wall, cpu_ratio, wall_ratio, said[name])
 
-    def ratio(name: str, which: int) -> float:
-        return statistics.median(a[which] / b[which] for a, b in zip(times[name], first, strict=True))
-
-    return [Row(name, median(name, 0), median(name, 1), ratio(name, 0), ratio(name, 1), said[name]) for name in modes]
+    return [row(name) for name in modes]
 
 
 def table(rows: Sequence[Row], markdown: bool) -> str:

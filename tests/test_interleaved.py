@@ -50,6 +50,14 @@ def test_ratios_are_medians_of_rounds_to_the_first_mode(clock: Clock) -> None:
     assert (quick.cpu_s, quick.cpu_ratio, quick.note) == (1.0, 0.5, "7200")
 
 
+def test_a_machine_that_becomes_slower_and_slower_is_seen_through(clock: Clock) -> None:
+    first, double, half = (taking(clock, *seconds) for seconds in ([1.0, 3.0, 5.0], [4.0], [2.0]))
+    modes = {"first": first, "double": double, "half": half}
+    found = interleaved.measure(modes, 1, interleaved.Stopwatch("cpu"), between=True)
+    assert [(row.cpu_ratio, row.wall_ratio) for row in found] == [(1.0, 1.0), (2.0, 2.0), (0.5, 0.5)]
+    assert found[0].cpu_s == 3.0
+
+
 def test_what_comes_before_a_new_start_does_not_count(clock: Clock) -> None:
     stopwatch = interleaved.Stopwatch("cpu")
 
