@@ -184,10 +184,7 @@ def test_its_start_can_be_interrupted(folder: Path, tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         assert process.wait(60) == 130
         assert _ended(process.pid)
-    said = log.read_text(errors="replace").splitlines()
-    # Python may clean up behind those of vLLM's processes that had to be killed, and says so when all is over.
-    rest = said[said.index("lmguide: stopped.") + 1 :]
-    assert not [line for line in rest if "resource_tracker" not in line]
+    assert log.read_text(errors="replace").splitlines()[-1] == "lmguide: stopped."
 
 
 def _ended(group: int) -> bool:
