@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,7 +17,7 @@ from lmguide.vllm import preflight
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 PATIENCE = 20.0
 """Seconds that vLLM has to end its processes after Ctrl-C in its start."""
@@ -35,17 +37,48 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"MODEL: expected a folder or a hub name, got {arguments.model!r}. There is no such folder.")
     preflight.check_plugin()
     guides, cache, words = _ours(arguments.options)
-    command, options = _options([arguments.model, *words])
-    if guides or cache is not None:
-        given = {"guides": guides} | ({} if cache is None else {"guide_cache_gib": cache})
-        options.additional_config = {**(options.additional_config or {}), "lmguide": given}
-    print(f"lmguide: {preflight.check_server(_config(options))}", file=sys.stderr, flush=True)
+    with _quiet_tracker():
+        command, options = _options([arguments.model, *words])
+        if guides or cache is not None:
+            given = {"guides": guides} | ({} if cache is None else {"guide_cache_gib": cache})
+            options.additional_config = {**(options.additional_config or {}), "lmguide": given}
+        print(f"lmguide: {preflight.check_server(_config(options))}", file=sys.stderr, flush=True)
+        _serve(command, options)
+
+
+def _serve(command: Any, options: Any) -> None:
     # Python's own handler is replaced by asyncio's, which only takes note: a start that blocks would go on to its end.
     before = signal.signal(signal.SIGINT, _stop)
+    engine = logging.getLogger("vllm.v1.engine.async_llm")
+    engine.addFilter(_one_line)
     try:
         command.cmd(options)
     finally:
+        engine.removeFilter(_one_line)
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _quiet_tracker() -> Iterator[None]:
+    """Let Python's resource tracker, a process that outlives ours, clean up after a start that ended without a word."""
+    name, rule = "PYTHONWARNINGS", "ignore:resource_tracker:UserWarning"
+    before = os.environ.get(name)
+    os.environ[name] = rule if before is None else f"{before},{rule}"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _one_line(record: logging.LogRecord) -> bool:
+    """Leave the traceback out of an engine's end, which vLLM may log as it stops: why it ended stands elsewhere."""
+    if record.exc_info and type(record.exc_info[1]).__name__ == "EngineDeadError":
+        record.msg, record.args = f"{record.getMessage()} The engine has ended.", None
+        record.exc_info = None
+    return True
 
 
 def _stop(*_: object) -> None:

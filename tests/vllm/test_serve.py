@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import signal
 import subprocess
@@ -139,6 +140,46 @@ def test_a_missing_folder_is_named(served: list[Any], capsys: pytest.CaptureFixt
     assert main(["serve", "/no/such/model"]) == 2
     assert "MODEL: expected a folder or a hub name, got '/no/such/model'." in capsys.readouterr().err
     assert not served
+
+
+def test_an_ended_engine_is_logged_on_one_line(
+    folder: Path, served: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    log = logging.getLogger("vllm.v1.engine.async_llm")
+
+    def fail(error: Exception) -> None:
+        try:
+            raise error
+        except Exception:
+            log.exception("%s failed.", "handler")
+
+    def end(_: object) -> None:
+        fail(EngineDeadError())
+        fail(ValueError())
+
+    monkeypatch.setattr(ServeSubcommand, "cmd", staticmethod(end))
+    assert main(["serve", str(folder), *OPTIONS]) == 0
+    records = [record for record in caplog.records if record.name == log.name]
+    assert [(record.getMessage(), record.exc_info is None) for record in records] == [
+        ("handler failed. The engine has ended.", True),
+        ("handler failed.", False),  # what tells something keeps its traceback
+    ]
+    assert not log.filters
+
+
+def test_what_an_ended_start_leaves_is_cleaned_up_without_a_word() -> None:
+    words = "import multiprocessing, os, lmguide.cli.serve as serve\n{}: os._exit(0)"
+    lock = "m = multiprocessing.get_context('spawn').Lock()"
+    warned = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stderr
+        for code in (words.format(f"{lock}\nif m"), words.format(f"with serve._quiet_tracker():\n {lock}\n if m"))
+    ]
+    assert "1 leaked semaphore" in warned[0]
+    assert warned[1] == ""
+    assert "PYTHONWARNINGS" not in os.environ
 
 
 @contextlib.contextmanager
