@@ -192,7 +192,7 @@ def guided(base: type[Any]) -> type[Any]:
             output.scheduled_new_reqs.append(data)
 
         def _check(self, output: Any, planned: list[Group]) -> None:
-            """Count the step of every group, and fail a request whose group did not keep together."""
+            """Fail a request whose group did not keep together."""
             for group in planned:
                 if not group.wanted:
                     continue
@@ -203,8 +203,6 @@ def guided(base: type[Any]) -> type[Any]:
                 if len(samples) > 1:
                     self.count("lockstep_errors")
                     self._fail(group, "only a part of its group sampled")
-                elif samples == {True} and group.companions:
-                    self.count("guided_steps")
 
         def _reserve_prefill_lookahead(self, request: Any, num_computed_tokens: int, num_new_tokens: int) -> int:
             tokens = int(super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens))
@@ -322,6 +320,8 @@ def guided(base: type[Any]) -> type[Any]:
                 if any(drawn != copy for copy in copies):
                     self._fail(group, "a fault in guidance", drawn, copies)
                     tokens[index[head.request_id]] = []  # or it might end the request as if all were well
+                else:
+                    self.count("guided_steps")
                 if group.selective and (copies or group.parked):
                     spent.append(group)
             return spent
