@@ -56,6 +56,7 @@ class Guided:
         text: What it has written, if its law reads that.
         kept: Its own row `[V]` from the step in which it asked for its companions; `row` is then where one of them
             draws in its place.
+        signed: Whether what comes after guidance looks at the sign of scores: then they are renormalised.
     """
 
     law: Law
@@ -64,6 +65,7 @@ class Guided:
     step: int
     text: Text | None = None
     kept: Tensor | None = None
+    signed: bool = True
 
     @property
     def settled(self) -> bool:
@@ -172,9 +174,10 @@ def _guide_bucket(logits: Tensor, batch: Sequence[Guided], readers: Readers | No
     if any(row is not None for row in kept):
         scores = torch.stack([own if row is None else row for own, row in zip(scores, kept, strict=True)])
     cond, progress = scores.log_softmax(-1), Progress(batch[0].step, law.total)
-    # Renormalised, since a repetition penalty looks at the sign of what it is given.
-    settled = batch[0].settled
-    result = guided_step(cond, law.methods, strengths, fetch, progress, rewards=rewards, settled=settled)
+    signed, settled = batch[0].signed, batch[0].settled
+    result = guided_step(
+        cond, law.methods, strengths, fetch, progress, rewards=rewards, normalize=signed, settled=settled
+    )
     logits.index_copy_(0, torch.tensor(rows, device=logits.device), result.scores)
 
 
@@ -193,11 +196,11 @@ def _rows(logits: Tensor, rows: Sequence[int]) -> Tensor:
 
 def _buckets(logits: Tensor, batch: Sequence[Guided], places: Iterable[int]) -> Iterable[list[int]]:
     """Those places in the batch that are worked out together."""
-    buckets: dict[tuple[str, object, bool], list[int]] = defaultdict(list)
+    buckets: dict[tuple[str, object, bool, bool], list[int]] = defaultdict(list)
     for place in places:
         law = batch[place].law
         moment = (batch[place].step, law.total) if law.looks_at_progress else None
-        buckets[law.key, moment, batch[place].settled].append(place)
+        buckets[law.key, moment, batch[place].settled, batch[place].signed].append(place)
     most = max(1, AT_A_TIME // logits.shape[1])
     for bucket in buckets.values():
         apart = logits.device.type == "cpu" and not batch[bucket[0]].law.reads  # models read best all texts together

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 AT_A_TIME = 2**18
 """Scores that are worked out together on a CPU, so that pass after pass finds them in its cache."""
+FIRST = 1024
+"""Scores of a row among which one is sought that is not far below all others."""
 PADDING = 64
 """vLLM's output layers have a multiple of so many rows; what is left of their logits is a view with a stride."""
 
@@ -50,7 +52,7 @@ def entropies_for(config: Any, device: torch.device) -> Entropies:
 @functools.cache
 def _compiled(backend: str, vocab_size: int) -> Entropies:
     """A kernel that reads the rows where they are; made now, and not while requests wait."""
-    kernel = torch.compile(_entropies, dynamic=True, backend=backend)
+    kernel = torch.compile(_in_one_pass, dynamic=True, backend=backend)
     try:
         with torch.inference_mode():
             for width in sorted({vocab_size, -(-vocab_size // PADDING) * PADDING}):
@@ -66,13 +68,28 @@ def _compiled(backend: str, vocab_size: int) -> Entropies:
         if fits and len(rows) > 1:  # of a single row a compiler would make a kernel of its own
             try:
                 with torch.compiler.set_stance("fail_on_recompile"):  # which would hold all requests up
-                    return kernel(logits, rows)
+                    found = kernel(logits, rows)
+                if bool(found.isfinite().all()):
+                    return found
             except RuntimeError:
                 fits = False
                 logger.warning("lmguide: the entropy's kernel does not fit; it will take longer.", exc_info=True)
         return entropies(logits, rows)
 
     return compiled
+
+
+def _in_one_pass(logits: Tensor, rows: Tensor) -> Tensor:
+    """`measures.entropy` of the rows, but that scores are taken relative to the largest of the first ones.
+
+    Of all of them would be a pass more over the row. A kernel only, since it is not finite for a row that exceeds its
+    first scores by more than 88 nats, or has none.
+    """
+    scores = logits.index_select(0, rows)
+    scores = (scores - scores[:, :FIRST].amax(-1, keepdim=True)).clamp_min(torch.finfo(scores.dtype).min)
+    weights = scores.exp()
+    total = weights.sum(-1)
+    return total.log() - (scores * weights).sum(-1) / total
 
 
 def _entropies(logits: Tensor, rows: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ class Row:
         alone: Whether the conditional may be run without them.
         parks: Whether its law is to be kept when it asks for them: they come back without it.
         signed: Whether what comes after guidance looks at the sign of scores, as a repetition penalty does: then they
-            are log-probabilities on every step, guided or not.
+            are log-probabilities on every step, guided or not, and otherwise scores that may lack a constant.
     """
 
     group: str

@@ -182,9 +182,9 @@ class GuidanceProcessor(RowProcessor, SlotProcessor):  # type: ignore[misc]
         for row, seat, law, step in heads:
             self._parked.pop(seat.group, None)
             if (companions := _companions(law, members.get(seat.group, {}))) is not None:
-                full.append(combine.Guided(law, row, companions, step, texts.get(seat.group)))
+                full.append(combine.Guided(law, row, companions, step, texts.get(seat.group), signed=seat.signed))
             elif seat.alone:
-                alone[row] = seat, combine.Guided(law, row, (), step)
+                alone[row] = seat, combine.Guided(law, row, (), step, signed=seat.signed)
         for request, guided in self._parked.items():
             if companions := _companions(guided.law, members.get(request, {})):
                 full.append(replace(guided, row=companions[0], companions=companions))

@@ -15,7 +15,7 @@ from lmguide.vllm.entropies import AT_A_TIME, _compiled, entropies, entropies_fo
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VOCAB = 1000
+VOCAB = 2000
 CPU = torch.device("cpu")
 
 
@@ -32,12 +32,13 @@ def _logits() -> torch.Tensor:
     logits[1, 7:] = -torch.inf
     logits[2] = -torch.inf
     logits[3] += 300
+    logits[4, VOCAB - 1] += 200  # far above the scores that a kernel looks at first
     return logits
 
 
 def _rows(logits: torch.Tensor) -> list[list[int]]:
     """Several in any order, one, and so many that they are worked out in parts."""
-    return [[3, 1, 2, 9], [5], list(range(len(logits)))]
+    return [[3, 1, 2, 9], [5], [7, 4], [0, 3, 8], list(range(len(logits)))]
 
 
 def test_chosen_rows() -> None:
@@ -54,7 +55,7 @@ def test_a_server_that_compiles_its_model_has_a_kernel(afresh: None, caplog: pyt
     # As in a worker; more kernels would be compiled while requests wait.
     with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
         logits = _logits()
-        padded = torch.cat([logits, torch.full((len(logits), 24), 9.0)], 1)[:, :VOCAB]  # as an output layer may be
+        padded = torch.cat([logits, torch.full((len(logits), 48), 9.0)], 1)[:, :VOCAB]  # as an output layer may be
         for rows in _rows(logits):
             for given in (logits, padded):
                 torch.testing.assert_close(measure(given, torch.tensor(rows)), measures.entropy(logits[rows]))
@@ -82,12 +83,12 @@ def test_nothing_is_compiled_once_requests_run(afresh: None, caplog: pytest.LogC
         logits = _logits()
         for rows in _rows(logits):
             measure(logits, torch.tensor(rows))
-    assert (len(made), len(called)) == (kernels, calls + 2)  # those of several rows
+    assert (len(made), len(called)) == (kernels, calls + 4)  # those of several rows
     assert "does not fit" not in caplog.text
     # Outside of inference mode, for which the kernel was not made: then, and from then on, it is not asked.
     for rows in _rows(logits):
         torch.testing.assert_close(measure(logits.clone(), torch.tensor(rows)), measures.entropy(logits[rows]))
-    assert (len(made), len(called)) == (kernels, calls + 2)
+    assert (len(made), len(called)) == (kernels, calls + 4)
     assert caplog.text.count("does not fit") == 1
 
 

@@ -37,13 +37,13 @@ def processors() -> Iterator[ModuleType]:
         yield processor
 
 
-def _params(group: str, number: int, scale: float = 2.0, **flags: bool) -> SimpleNamespace:
+def _params(group: str, number: int, scale: float = 2.0, signed: bool = True, **flags: bool) -> SimpleNamespace:
     requested = read({"guidance_scale": scale, "entropy_threshold": 1.0})
     assert requested is not None
     plan = make_plan(requested, [5, 6], Served(VOCAB, 0, lg.bundled("tales")[1], 64))
     if number:
         return SimpleNamespace(extra_args=row_arguments(group, number))
-    return SimpleNamespace(extra_args=row_arguments(group, 0, plan, 20, alone=True, **flags))
+    return SimpleNamespace(extra_args=row_arguments(group, 0, plan, 20, alone=True, signed=signed, **flags))
 
 
 def _guided(logits: torch.Tensor, row: int, companion: int, scale: float) -> torch.Tensor:
@@ -145,6 +145,22 @@ def test_penalties_see_log_probabilities_where_nothing_is_guided_too(processors:
     after = processor.guide_rows(logits.clone())
     assert processor.wanting == [2]
     assert torch.equal(after, torch.stack([logits[0].log_softmax(-1), logits[1], logits[2]]))
+
+
+def test_guided_rows_are_renormalised_where_their_sign_counts(processors: ModuleType) -> None:
+    from vllm.v1.sample.logits_processor.interface import BatchUpdate
+
+    processor = processors.GuidanceProcessor(None, torch.device("cpu"), False)
+    added: list[Any] = []
+    for row, (name, signed) in enumerate((("a", True), ("b", False))):
+        added += [(2 * row, _params(name, 0, signed=signed), [5], []), (2 * row + 1, _params(name, 1), [5], [])]
+    processor.update_state(BatchUpdate(batch_size=4, removed=[], added=added, moved=[]))
+    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(0))
+    after = processor.guide_rows(logits.clone())
+    torch.testing.assert_close(after[0], _guided(logits, 0, 1, 2.0))
+    laws = logits.log_softmax(-1)
+    torch.testing.assert_close(after[2], 2 * laws[2] - laws[3])
+    torch.testing.assert_close(after[2].log_softmax(-1), _guided(logits, 2, 3, 2.0))
 
 
 def test_slots(processors: ModuleType) -> None:
