@@ -2,6 +2,7 @@
 
 Every mode runs once per round, so that whatever else the machine does meets all of them alike. A figure is the median
 over rounds of the ratio to the first mode's run of the same round: `cpu` of process CPU time, `wall` of elapsed time.
+Modes that run for so long that a machine's speed changes meanwhile run abreast of the first, in turns of a moment.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import platform
 import statistics
 import sys
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 import transformers
@@ -20,8 +21,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
+    Run: TypeAlias = Generator[float, None, str]
+    """Works for a moment at a time, yields how much of it is done, of 1, and tells at its end what it did."""
+
+Told = TypeVar("Told")
 LOGIT_SPREAD = 6.0
 """Random weights give nearly uniform next-token laws; logits are scaled so that entropies spread over a few nats."""
 
@@ -67,11 +72,7 @@ class Stopwatch:
 
 
 def measure(
-    modes: Mapping[str, Callable[[], str]],
-    rounds: int,
-    stopwatch: Stopwatch,
-    what: str = "rounds",
-    between: bool = False,
+    modes: Mapping[str, Callable[[], str]], rounds: int, stopwatch: Stopwatch, what: str = "rounds"
 ) -> list[Row]:
     """Run all modes once to warm up and then in interleaved rounds.
 
@@ -80,37 +81,87 @@ def measure(
         rounds: How often.
         stopwatch: Started before each run.
         what: The progress bar's label.
-        between: Whether the first runs again after each other, whose ratio is then to the mean of the runs around it:
-            where runs are long, and the machine's speed changes meanwhile.
     """
-    said = {name: run() for name, run in modes.items()}
-    first, *others = modes
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in modes}
-    ratios: dict[str, list[tuple[float, ...]]] = {name: [] for name in modes}
-
-    def timed(name: str) -> tuple[float, float]:
-        stopwatch.start()
-        modes[name]()
-        times[name].append(stopwatch.read())
-        return times[name][-1]
-
+    figures = {name: _Figures(run()) for name, run in modes.items()}
+    first = next(iter(modes))
     for _ in tqdm(range(rounds), desc=what, file=sys.stderr):
-        before = timed(first)
-        ratios[first].append((1.0, 1.0))
-        for name in others:
-            found = timed(name)
-            after = timed(first) if between else before
-            ratios[name].append(tuple(2 * f / (b + a) for f, b, a in zip(found, before, after, strict=True)))
-            before = after
+        for name, run in modes.items():
+            stopwatch.start()
+            run()
+            figures[name].times.append(stopwatch.read())
+            figures[name].compare(figures[first])
+    return [each.row(name) for name, each in figures.items()]
 
-    def row(name: str) -> Row:
+
+def measure_abreast(
+    modes: Mapping[str, Callable[[], Run]], rounds: int, stopwatch: Stopwatch, what: str = "rounds"
+) -> list[Row]:
+    """Run all modes once to warm up; then, in every round, each but the first side by side with the first.
+
+    Args:
+        modes: By name; each gives a run. The others' ratios are to the first's run at their side.
+        rounds: How often.
+        stopwatch: Started before each turn.
+        what: The progress bar's label.
+    """
+    figures = {name: _Figures(to_end(run())) for name, run in modes.items()}
+    first, *others = modes
+    for _ in tqdm(range(rounds), desc=what, file=sys.stderr):
+        for name in others:
+            pair = (first, name)
+            times = _abreast([modes[each]() for each in pair], stopwatch)
+            for each, spent in zip(pair, times, strict=True):
+                figures[each].times.append(spent)
+                figures[each].compare(figures[first])
+    return [each.row(name) for name, each in figures.items()]
+
+
+def to_end(run: Generator[float, None, Told]) -> Told:
+    """Let a run go on to its end; returns what it tells."""
+    while True:
+        try:
+            next(run)
+        except StopIteration as end:
+            told: Told = end.value
+            return told
+
+
+def _abreast(runs: Sequence[Run], stopwatch: Stopwatch) -> list[tuple[float, float]]:
+    """Give turns to several runs, always to that which is farthest behind; returns the time each of them took."""
+    done: dict[int, float] = dict.fromkeys(range(len(runs)), 0.0)
+    times = [(0.0, 0.0)] * len(runs)
+    while done:
+        turn = min(done, key=done.__getitem__)
+        stopwatch.start()
+        try:
+            done[turn] = next(runs[turn])
+        except StopIteration:
+            del done[turn]
+        cpu, wall = stopwatch.read()
+        times[turn] = (times[turn][0] + cpu, times[turn][1] + wall)
+    return times
+
+
+@dataclass
+class _Figures:
+    """What is known of a mode: what it told, its times, and their ratios to the first's."""
+
+    said: str
+    times: list[tuple[float, float]] = field(default_factory=list)
+    ratios: list[tuple[float, float]] = field(default_factory=list)
+
+    def compare(self, first: _Figures) -> None:
+        """Add the ratio of the last run to that of the first mode."""
+        (cpu, wall), (cpu_1, wall_1) = self.times[-1], first.times[-1]
+        self.ratios.append((cpu / cpu_1, wall / wall_1))
+
+    def row(self, name: str) -> Row:
+        """The medians."""
         (cpu, wall), (cpu_ratio, wall_ratio) = (
             [statistics.median(each[which] for each in found) for which in (0, 1)]
-            for found in (times[name], ratios[name])
+            for found in (self.times, self.ratios)
         )
-        return Row(name, cpu, wall, cpu_ratio, wall_ratio, said[name])
-
-    return [row(name) for name in modes]
+        return Row(name, cpu, wall, cpu_ratio, wall_ratio, self.said)
 
 
 def table(rows: Sequence[Row], markdown: bool) -> str:

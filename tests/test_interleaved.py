@@ -51,11 +51,28 @@ def test_ratios_are_medians_of_rounds_to_the_first_mode(clock: Clock) -> None:
 
 
 def test_a_machine_that_becomes_slower_and_slower_is_seen_through(clock: Clock) -> None:
-    first, double, half = (taking(clock, *seconds) for seconds in ([1.0, 3.0, 5.0], [4.0], [2.0]))
-    modes = {"first": first, "double": double, "half": half}
-    found = interleaved.measure(modes, 1, interleaved.Stopwatch("cpu"), between=True)
-    assert [(row.cpu_ratio, row.wall_ratio) for row in found] == [(1.0, 1.0), (2.0, 2.0), (0.5, 0.5)]
-    assert found[0].cpu_s == 3.0
+    turns: list[str] = []
+
+    def mode(name: str, pieces: int) -> Callable[[], interleaved.Run]:
+        def run() -> interleaved.Run:
+            for piece in range(pieces):
+                turns.append(name)
+                clock.now += 1 + clock.now / 1000
+                yield (piece + 1) / pieces
+            return f"{pieces} pieces"
+
+        return run
+
+    modes = {"first": mode("first", 40), "double": mode("double", 80), "half": mode("half", 20)}
+    rows = interleaved.measure_abreast(modes, 1, interleaved.Stopwatch("cpu"))
+    assert [row.note for row in rows] == ["40 pieces", "80 pieces", "20 pieces"]
+    assert [row.cpu_ratio for row in rows] == pytest.approx([1.0, 2.0, 0.5], rel=0.003)
+    assert [row.wall_ratio for row in rows] == pytest.approx([1.0, 2.0, 0.5], rel=0.003)
+    # At each other's side from the start to the end, while all that comes later takes longer.
+    abreast = turns[140:]
+    assert abreast[:6] == ["first", "double", "double", "first", "double", "double"]
+    assert [abreast[:120].count(name) for name in modes] == [40, 80, 0]
+    assert [abreast[120:].count(name) for name in modes] == [40, 0, 20]
 
 
 def test_what_comes_before_a_new_start_does_not_count(clock: Clock) -> None:
