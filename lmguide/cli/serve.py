@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import logging
-import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from lmguide.cli.parser import Parser
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-PATIENCE = 20.0
-"""Seconds that vLLM has to end its processes after Ctrl-C in its start."""
+PATIENCE = 5.0
+"""Seconds that vLLM has to end its processes after Ctrl-C in its start, and those then have to be gone."""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -49,10 +50,14 @@ def run(arguments: argparse.Namespace) -> None:
 def _serve(command: Any, options: Any) -> None:
     # Python's own handler is replaced by asyncio's, which only takes note: a start that blocks would go on to its end.
     before = signal.signal(signal.SIGINT, _stop)
+    _adopt_orphans()
     engine = logging.getLogger("vllm.v1.engine.async_llm")
     engine.addFilter(_one_line)
     try:
         command.cmd(options)
+    except KeyboardInterrupt:
+        _end_children()
+        raise
     finally:
         engine.removeFilter(_one_line)
         signal.signal(signal.SIGINT, before)
@@ -82,7 +87,7 @@ def _one_line(record: logging.LogRecord) -> bool:
 
 
 def _stop(*_: object) -> None:
-    """End a start. What vLLM does then may wait for a process that has gone already: not for ever."""
+    """End a start. vLLM may wait for a process that has gone already, in calls that swallow this: not for ever."""
     watch = threading.Timer(PATIENCE, _give_up)
     watch.daemon = True
     watch.start()
@@ -90,10 +95,42 @@ def _stop(*_: object) -> None:
 
 
 def _give_up() -> None:
-    for child in multiprocessing.active_children():
-        child.kill()
+    _end_children()
     print("lmguide: stopped.", file=sys.stderr, flush=True)
     os._exit(130)
+
+
+def _adopt_orphans() -> None:
+    """On Linux: what was started by a process of ours that ends becomes our child, so that we can end it too."""
+    if sys.platform == "linux":
+        set_child_subreaper = 36
+        ctypes.CDLL(None).prctl(set_child_subreaper, 1)
+
+
+def _end_children() -> None:
+    """Kill the processes started from here and by those: none is to outlive us, or to speak after us."""
+    import psutil
+
+    deadline = time.monotonic() + PATIENCE
+    while (children := _children()) and time.monotonic() < deadline:
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children, timeout=0.5)
+
+
+def _children() -> list[Any]:
+    """Those that run, without Python's resource tracker, which frees what they leave and ends after them."""
+    import psutil
+
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE and "multiprocessing.resource_tracker" not in " ".join(
+                child.cmdline()
+            ):
+                found.append(child)
+    return found
 
 
 def _ours(words: Sequence[str]) -> tuple[dict[str, str], float | None, list[str]]:

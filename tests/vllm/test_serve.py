@@ -182,6 +182,27 @@ def test_what_an_ended_start_leaves_is_cleaned_up_without_a_word() -> None:
     assert "PYTHONWARNINGS" not in os.environ
 
 
+ORPHANED = """
+import subprocess
+from lmguide.cli import serve
+serve._adopt_orphans()
+made = [subprocess.run(["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!"], capture_output=True, text=True, check=True).stdout]
+made.append(str(subprocess.Popen(["sleep", "600"]).pid))
+serve._end_children()
+print(*made)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, those whose parent has ended are not known")
+def test_what_was_started_by_a_process_that_has_gone_is_ended_too() -> None:
+    ended = subprocess.run([sys.executable, "-c", ORPHANED], capture_output=True, text=True, check=True, timeout=60)
+    made = [int(each) for each in ended.stdout.split()]
+    assert len(made) == 2
+    for each in made:
+        with pytest.raises(ProcessLookupError):
+            os.kill(each, 0)
+
+
 @contextlib.contextmanager
 def _serving(folder: Path, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`lmguide serve` in a process group of its own, which ends with the context."""
