@@ -48,14 +48,24 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _serve(command: Any, options: Any) -> None:
+    watch = threading.Timer(PATIENCE, _give_up)
+    watch.daemon = True
+
+    def stop(*_: object) -> None:
+        """End a start. vLLM may wait for a process that has gone already, in calls that swallow this: not for ever."""
+        if not watch.is_alive():
+            watch.start()
+        raise KeyboardInterrupt
+
     # Python's own handler is replaced by asyncio's, which only takes note: a start that blocks would go on to its end.
-    before = signal.signal(signal.SIGINT, _stop)
+    before = signal.signal(signal.SIGINT, stop)
     _adopt_orphans()
     engine = logging.getLogger("vllm.v1.engine.async_llm")
     engine.addFilter(_one_line)
     try:
         command.cmd(options)
     except KeyboardInterrupt:
+        watch.cancel()
         _end_children()
         raise
     finally:
@@ -84,14 +94,6 @@ def _one_line(record: logging.LogRecord) -> bool:
         record.msg, record.args = f"{record.getMessage()} The engine has ended.", None
         record.exc_info = None
     return True
-
-
-def _stop(*_: object) -> None:
-    """End a start. vLLM may wait for a process that has gone already, in calls that swallow this: not for ever."""
-    watch = threading.Timer(PATIENCE, _give_up)
-    watch.daemon = True
-    watch.start()
-    raise KeyboardInterrupt
 
 
 def _give_up() -> None:
@@ -126,9 +128,8 @@ def _children() -> list[Any]:
     found = []
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if child.status() != psutil.STATUS_ZOMBIE and "multiprocessing.resource_tracker" not in " ".join(
-                child.cmdline()
-            ):
+            tracks = "multiprocessing.resource_tracker" in " ".join(child.cmdline())
+            if not tracks and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child)
     return found
 

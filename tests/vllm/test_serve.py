@@ -186,8 +186,8 @@ ORPHANED = """
 import subprocess
 from lmguide.cli import serve
 serve._adopt_orphans()
-made = [subprocess.run(["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!"], capture_output=True, text=True, check=True).stdout]
-made.append(str(subprocess.Popen(["sleep", "600"]).pid))
+shell = ["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!"]
+made = [subprocess.check_output(shell, text=True).strip(), subprocess.Popen(["sleep", "600"]).pid]
 serve._end_children()
 print(*made)
 """
