@@ -59,7 +59,7 @@ def _serve(command: Any, options: Any) -> None:
 
     # Python's own handler is replaced by asyncio's, which only takes note: a start that blocks would go on to its end.
     before = signal.signal(signal.SIGINT, stop)
-    _adopt_orphans()
+    _adopt_orphans(True)
     engine = logging.getLogger("vllm.v1.engine.async_llm")
     engine.addFilter(_one_line)
     try:
@@ -70,6 +70,7 @@ def _serve(command: Any, options: Any) -> None:
         raise
     finally:
         engine.removeFilter(_one_line)
+        _adopt_orphans(False)
         signal.signal(signal.SIGINT, before)
 
 
@@ -102,11 +103,11 @@ def _give_up() -> None:
     os._exit(130)
 
 
-def _adopt_orphans() -> None:
-    """On Linux: what was started by a process of ours that ends becomes our child, so that we can end it too."""
+def _adopt_orphans(adopt: bool) -> None:
+    """On Linux: whether what a process of ours has started becomes our child when that ends, so that we can end it."""
     if sys.platform == "linux":
         set_child_subreaper = 36
-        ctypes.CDLL(None).prctl(set_child_subreaper, 1)
+        ctypes.CDLL(None).prctl(set_child_subreaper, int(adopt))
 
 
 def _end_children() -> None:

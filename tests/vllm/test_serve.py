@@ -150,15 +150,9 @@ def test_an_ended_engine_is_logged_on_one_line(
 
     log = logging.getLogger("vllm.v1.engine.async_llm")
 
-    def fail(error: Exception) -> None:
-        try:
-            raise error
-        except Exception:
-            log.exception("%s failed.", "handler")
-
     def end(_: object) -> None:
-        fail(EngineDeadError())
-        fail(ValueError())
+        for error in (EngineDeadError(), ValueError()):
+            log.error("%s failed.", "handler", exc_info=error)
 
     monkeypatch.setattr(ServeSubcommand, "cmd", staticmethod(end))
     assert main(["serve", str(folder), *OPTIONS]) == 0
@@ -185,7 +179,7 @@ def test_what_an_ended_start_leaves_is_cleaned_up_without_a_word() -> None:
 ORPHANED = """
 import subprocess
 from lmguide.cli import serve
-serve._adopt_orphans()
+serve._adopt_orphans(True)
 shell = ["sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!"]
 made = [subprocess.check_output(shell, text=True).strip(), subprocess.Popen(["sleep", "600"]).pid]
 serve._end_children()
