@@ -61,6 +61,16 @@ class Guidance(ABC):
     def combine(self, cond: Tensor, sources: Mapping[str, Tensor], strength: Scale) -> Tensor:
         """The rule. Log-probabilities `[..., V]` in, scores `[..., V]` out; `strength` is `[...]` or a number."""
 
+    def linear_weights(self, strength: float) -> Mapping[str, float] | None:
+        """What `combine` comes to where no source masks a token, if that is `c + sum_k weight_k * (source_k - c)`.
+
+        Such a rule takes logits as well as log-probabilities: their constants become one constant of the scores.
+
+        Returns:
+            The weight of each source, or `None` for any other rule.
+        """
+        return None
+
     def __post_init__(self) -> None:
         """Check the strength, the gate and the schedule."""
         check_strength(self.strength_field, getattr(self, self.strength_field))

@@ -73,6 +73,10 @@ class CFG(Guidance):
         guided = rules.cfg(cond, sources["uncond"], strength)
         return rules.cfg_rescale(guided, cond, self.guidance_rescale) if self.guidance_rescale else guided
 
+    def linear_weights(self, strength: float) -> Mapping[str, float] | None:
+        """That of `uncond` is `1 - guidance_scale`, unless the spread is brought back."""
+        return None if self.guidance_rescale else {"uncond": 1.0 - strength}
+
 
 @GUIDANCE.register("selective_cfg")
 @dataclass(frozen=True)
@@ -106,14 +110,28 @@ class SelectiveCFG(CFG):
         return _and(Entropy(self.entropy_threshold), self.gate)
 
 
+@dataclass(frozen=True)
+class _OnContext(Guidance):
+    """`rules.cfg` against one fixed kind of context."""
+
+    guidance_scale: float | tuple[float, ...] = 1.5
+
+    def combine(self, cond: Tensor, sources: Mapping[str, Tensor], strength: Scale) -> Tensor:
+        """`rules.cfg`."""
+        return rules.cfg(cond, sources["uncond"], strength)
+
+    def linear_weights(self, strength: float) -> Mapping[str, float]:
+        """That of `uncond` is `1 - guidance_scale`."""
+        return {"uncond": 1.0 - strength}
+
+
 @GUIDANCE.register("suffix_cfg")
 @dataclass(frozen=True)
-class SuffixCFG(Guidance):
+class SuffixCFG(_OnContext):
     """Minimal test-time intervention: guidance away from a short negative suffix, on uncertain steps only.
 
-    `u + guidance_scale * (c - u)`, `u` being the prompt, the answer so far and the suffix.
-    The suffix runs on the conditional's own cache, so there is no second cache and no negative prefill. Less is More,
-    2510.13940.
+    `u + guidance_scale * (c - u)`, `u` being the prompt, the answer so far and the suffix, which runs on the
+    conditional's own cache: there is no second cache and no negative prefill. Less is More, 2510.13940.
 
     Args:
         guidance_scale: Strength; 1 is off, 1.5 the paper's choice.
@@ -125,7 +143,6 @@ class SuffixCFG(Guidance):
         Suffix(suffix='OUTPUT ERROR')
     """
 
-    guidance_scale: float | tuple[float, ...] = 1.5
     suffix: str | tuple[int, ...] = "OUTPUT ERROR"
     entropy_threshold: float | None = 1.0
 
@@ -143,10 +160,6 @@ class SuffixCFG(Guidance):
     def when(self) -> Gate | None:
         """Open where the entropy exceeds the threshold and `gate`, if any, is open too."""
         return self.gate if self.entropy_threshold is None else _and(Entropy(self.entropy_threshold), self.gate)
-
-    def combine(self, cond: Tensor, sources: Mapping[str, Tensor], strength: Scale) -> Tensor:
-        """`rules.cfg`."""
-        return rules.cfg(cond, sources["uncond"], strength)
 
 
 @GUIDANCE.register("apg")
@@ -180,6 +193,8 @@ class APG(CFG):
         """`rules.apg`."""
         guided = rules.apg(cond, sources["uncond"], strength, self.eta, self.norm_threshold)
         return rules.cfg_rescale(guided, cond, self.guidance_rescale) if self.guidance_rescale else guided
+
+    linear_weights = Guidance.linear_weights  # a projection has none
 
 
 @GUIDANCE.register("tangential_cfg")
@@ -234,17 +249,6 @@ class DivergenceDampedCFG(Guidance):
     def combine(self, cond: Tensor, sources: Mapping[str, Tensor], strength: Scale) -> Tensor:
         """`rules.divergence_damped`."""
         return rules.divergence_damped(cond, sources["uncond"], strength, self.damping)
-
-
-@dataclass(frozen=True)
-class _OnContext(Guidance):
-    """`rules.cfg` against one fixed kind of context."""
-
-    guidance_scale: float | tuple[float, ...] = 1.5
-
-    def combine(self, cond: Tensor, sources: Mapping[str, Tensor], strength: Scale) -> Tensor:
-        """`rules.cfg`."""
-        return rules.cfg(cond, sources["uncond"], strength)
 
 
 @GUIDANCE.register("icg")

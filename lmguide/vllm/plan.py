@@ -205,6 +205,22 @@ class Law:
         )
 
     @cached_property
+    def gated(self) -> bool:
+        """Whether some method has a gate."""
+        return any(method.when() is not None for method in self.methods)
+
+    @cached_property
+    def weight(self) -> float | None:
+        """Where gates are open the scores are `c + weight * (companion - c)`, if there is one and they are that."""
+        total = 0.0
+        for method, wires, strength in zip(self.methods, self.wiring, self.strengths, strict=True):
+            parts = None if method.schedule is not None else method.linear_weights(strength)
+            if parts is None or any(wires[name] != 0 for name in parts):
+                return None
+            total += sum(parts.values())
+        return total
+
+    @cached_property
     def least_entropy(self) -> float:
         """Nats above which some method applies, of a law that does not look at progress; minus infinity is always."""
         gates = [method.when() for method in self.methods]

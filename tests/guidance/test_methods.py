@@ -117,6 +117,23 @@ def test_to_json_and_back(name: str) -> None:
         assert back.when() == method.when()
 
 
+def test_linear_weights_are_what_combine_comes_to() -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = set()
+    plain = [dataclasses.replace(method, guidance_rescale=0.0) for method in METHODS if isinstance(method, lg.CFG)]
+    for method in (*METHODS, *plain):
+        if (weights := method.linear_weights(2.5)) is None:
+            continue
+        assert set(weights) == set(method.sources())
+        linear.add(type(method).name)
+        cond = torch.randn(3, 9, generator=generator, dtype=torch.float64)
+        sources = {name: torch.randn(3, 9, generator=generator, dtype=torch.float64) for name in weights}
+        expected = cond + sum(weight * (sources[name] - cond) for name, weight in weights.items())
+        torch.testing.assert_close(method.combine(cond, sources, 2.5), expected)
+    assert linear == {"cfg", "selective_cfg", "suffix_cfg", "icg", "tpg", "cad", "preadd"}
+    assert all(method.linear_weights(2.5) is None for method in METHODS if isinstance(method, lg.CFG))  # with a rescale
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_defaults_come_back_too(name: str) -> None:
     required = {

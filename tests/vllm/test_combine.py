@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 
 import lmguide as lg
@@ -17,8 +18,6 @@ from lmguide.vllm.plan import Law, Served, make_plan, read_row, row_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import pytest
 
 VOCAB = 50
 ARGUMENTS: list[dict[str, Any]] = [
@@ -86,13 +85,19 @@ def _alone(logits: torch.Tensor, guided: Guided) -> torch.Tensor:
     return guided_step(laws[[guided.row]], law.methods, law.strengths, fetch, progress).scores[0]
 
 
-def test_each_row_is_its_own_step() -> None:
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("signed", [False, True])
+def test_each_row_is_its_own_step(signed: bool, masked: bool) -> None:
     logits, batch = _batch()
+    batch = [replace(guided, signed=signed) for guided in batch]
+    if masked:  # the conditionals of some requests, the companions of others
+        logits[::3, 7:9] = -torch.inf
     before = logits.clone()
     assert guide(logits, batch, _Guides()) == [None] * len(batch)
     heads = {guided.row for guided in batch}
     for guided in batch:
-        torch.testing.assert_close(logits[guided.row], _alone(before, guided), rtol=1e-6, atol=1e-6)
+        law = logits[guided.row] if signed else logits[guided.row].log_softmax(-1)
+        torch.testing.assert_close(law, _alone(before, guided), rtol=2e-6, atol=2e-6)
     others = [row for row in range(len(logits)) if row not in heads]
     assert torch.equal(logits[others], before[others])
 
@@ -112,6 +117,42 @@ def test_a_companion_draws_from_the_law_of_a_conditional_without_a_row() -> None
         torch.testing.assert_close(logits[guided.row], _alone(before, own), rtol=1e-6, atol=1e-6)
         if guided.kept is not None:
             assert torch.equal(logits[own.row], before[own.row])
+
+
+def test_a_weighted_sum_of_two_rows_takes_their_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = 2 * torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    kinds: list[dict[str, Any]] = [
+        {"guidance_scale": 2.0},
+        {"guidance_scale": 3.0, "entropy_threshold": 9.0},
+        {"guidance": "suffix_cfg:guidance_scale=0,suffix=[7]"},
+    ]
+    cfg, *behind_gates = [_law(**kind) for kind in kinds]
+    batch = [Guided(cfg, 4, (1,), 0, signed=False)]
+    batch += [
+        Guided(law, row, (row,), 0, kept=before[row + 3].clone(), signed=False)
+        for row, law in zip((0, 2), behind_gates, strict=True)
+    ]
+    monkeypatch.setattr(combine, "guided_step", None)  # not asked
+    assert guide(logits, batch) == [None] * 3
+    torch.testing.assert_close(logits[4], 2 * before[4] - before[1])
+    torch.testing.assert_close(logits[0], 3 * before[3] - 2 * before[0])
+    assert torch.equal(logits[[1, 2, 3, 5]], before[[1, 2, 3, 5]])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"guidance_scale": 2.0, "entropy_threshold": 3.4},
+        {"guidance_scale": 2.0, "guidance_schedule": "linear"},
+        {"guidance": "cfg:guidance_scale=2,guidance_rescale=0.5"},
+        {"guidance": "apg:guidance_scale=3"},
+        {"guidance": ["cfg:guidance_scale=2", "tpg:guidance_scale=3"]},
+        {"guidance": "contrastive:model=small,beta=1"},
+    ],
+)
+def test_other_laws_are_no_weighted_sum_of_two_rows(arguments: dict[str, Any]) -> None:
+    assert Guided(_law(**arguments), 0, (1, 2), 0, signed=False).weight is None
 
 
 def test_the_gate_of_a_law_that_is_kept_was_open_and_is_not_asked_again() -> None:
