@@ -334,10 +334,15 @@ def copying(copy_blocks: Callable[[Any, int, Any], None]) -> Callable[[Any, int,
         if not all(has_all(cache) for cache in kv_caches):
             copy_blocks(kv_caches, num_blocks, kv_cache_block_copies)
             return
+        written = {target for _, target in kv_cache_block_copies}
         for cache in {cache.data_ptr(): cache for cache in kv_caches}.values():
             blocks = cache.unflatten(0, (num_blocks, -1))
-            copies = [(blocks[source].clone(), target) for source, target in kv_cache_block_copies]
-            for block, target in copies:  # after all were read, since one may be another's source
+            # One that is written too is read first.
+            copies = [
+                (blocks[source].clone() if source in written else blocks[source], target)
+                for source, target in kv_cache_block_copies
+            ]
+            for block, target in copies:
                 blocks[target].copy_(block)
 
     return copy_by_runs
