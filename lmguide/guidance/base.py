@@ -71,6 +71,12 @@ class Guidance(ABC):
         """
         return None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A class with a rule of its own does not inherit the weights of another."""
+        super().__init_subclass__(**options)
+        if "combine" in vars(cls) and "linear_weights" not in vars(cls):
+            cls.linear_weights = Guidance.linear_weights  # type: ignore[method-assign]
+
     def __post_init__(self) -> None:
         """Check the strength, the gate and the schedule."""
         check_strength(self.strength_field, getattr(self, self.strength_field))

@@ -194,8 +194,6 @@ class APG(CFG):
         guided = rules.apg(cond, sources["uncond"], strength, self.eta, self.norm_threshold)
         return rules.cfg_rescale(guided, cond, self.guidance_rescale) if self.guidance_rescale else guided
 
-    linear_weights = Guidance.linear_weights  # a projection has none
-
 
 @GUIDANCE.register("tangential_cfg")
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def masked(*sources: Tensor) -> Tensor:
     return union
 
 
-def finite(*sources: Tensor) -> bool:
+def unmasked(*sources: Tensor) -> bool:
     """Whether no source masks a token, or is NaN."""
     return all(bool((source.amin(-1) > _MASKED).all()) for source in sources)
 
@@ -115,7 +115,7 @@ def finite(*sources: Tensor) -> bool:
 def unless_masked(score: Tensor, *sources: Tensor) -> Tensor:
     """``score``, but the first source itself where any source masks the token."""
     # Comparing and choosing take a CPU ten times as long as finding the lowest score, which is mostly no mask.
-    if score.device.type == "cpu" and finite(*sources):
+    if score.device.type == "cpu" and unmasked(*sources):
         return score
     return torch.where(masked(*sources), sources[0], score)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from lmguide.rules.candidates import finite
+from lmguide.rules.candidates import unmasked
 from lmguide.schedules import Progress
 from lmguide.step import guided_step
 from lmguide.vllm.entropies import AT_A_TIME, entropies
@@ -158,7 +158,7 @@ def _in_place(logits: Tensor, guided: Guided) -> bool:
         return False
     row, companion = logits[guided.row], logits[guided.companions[0]]
     cond = row if guided.kept is None else guided.kept
-    if not finite(cond, companion):
+    if not unmasked(cond, companion):
         return False  # a masked token keeps the conditional's log-probability, which has its constant
     torch.lerp(companion, cond, 1.0 - weight, out=row)
     return True

@@ -134,6 +134,18 @@ def test_linear_weights_are_what_combine_comes_to() -> None:
     assert all(method.linear_weights(2.5) is None for method in METHODS if isinstance(method, lg.CFG))  # with a rescale
 
 
+def test_a_rule_of_its_own_does_not_inherit_weights() -> None:
+    class Halfway(lg.CFG):
+        def combine(self, cond: Any, sources: Any, strength: Any) -> Any:
+            return (cond + sources["uncond"]) / 2
+
+    class Named(lg.CFG):
+        pass
+
+    assert Halfway(2.0).linear_weights(2.0) is None
+    assert Named(2.0).linear_weights(2.0) == {"uncond": -1.0}
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_defaults_come_back_too(name: str) -> None:
     required = {
